@@ -1,0 +1,1 @@
+"""The torch-free leaf that every other package may import."""

@@ -1,0 +1,96 @@
+"""Configs are frozen pydantic models read from one YAML file, with `--set a.b=c` on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from genrecal.core.errors import ConfigError
+
+
+class Config(BaseModel):
+    """The base of every config: unknown keys are errors, values never change, docstrings are the help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def load_config(path: Path, kind: type[ConfigType], overrides: Sequence[str] = ()) -> ConfigType:
+    """Read `path` as a config of type `kind`.
+
+    Relative paths in the file are left as they are: they are relative to the working folder.
+
+    Args:
+        path: a YAML file.
+        kind: the config class.
+        overrides: `a.b=value` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (with the nearest known one) or a wrong value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such config file", where=path) from None
+    except IsADirectoryError:
+        raise ConfigError("is a folder, not a config file", where=path) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"is not valid YAML ({' '.join(str(error).split())})", where=path) from None
+    if not isinstance(content, dict):
+        raise ConfigError("holds no mapping of keys to values", where=path)
+    for override in overrides:
+        _apply(content, override)
+    return parse_config(content, kind, where=path)
+
+
+def parse_config(content: dict[str, Any], kind: type[ConfigType], *, where: Path | str) -> ConfigType:
+    """Validate `content` as `kind`; the first problem becomes a ConfigError of one line."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind), n=1)
+            fix = f"Did you mean '{near[0]}'?" if near else None
+            raise ConfigError(f"unknown key '{key}'", where=where, fix=fix) from None
+        raise ConfigError(f"'{key}': {problem['msg']}", where=where) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, for the run folder."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"'{override}' is not of the form a.b=value", where="--set")
+    *parents, last = key.split(".")
+    node = content
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"'{parent}' in '{key}' holds a value, not keys", where="--set")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value of '{override}' is not valid YAML", where="--set") from None
+
+
+def _known_keys(kind: type[BaseModel]) -> list[str]:
+    """Every key of `kind` and of the configs within it."""
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        keys.append(name)
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                keys.extend(_known_keys(part))
+    return keys

@@ -1,0 +1,64 @@
+"""One hierarchy of errors; each says what happened, where, and what to do, and has a fixed exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class GenrecalError(Exception):
+    """What the command line turns into one line on stderr and `exit_code`.
+
+    Args:
+        what: what went wrong, without a final full stop.
+        where: the file, sample or field that it went wrong in.
+        fix: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        line = f"{where}: {what}" if where is not None else what
+        super().__init__(f"{line}. {fix}" if fix else line)
+
+
+class ConfigError(GenrecalError):
+    """A config file, a `--set` or a flag that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(GenrecalError):
+    """A training sample, a benchmark file or an image that cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(GenrecalError):
+    """A model folder or checkpoint that is missing, altered or of an unknown family."""
+
+    exit_code = 4
+
+
+class BuildError(GenrecalError):
+    """An edge build that is missing, incomplete or altered, or that fails its parity gate."""
+
+    exit_code = 5
+
+
+class DeviceError(GenrecalError):
+    """A device that this machine does not have."""
+
+    exit_code = 6
+
+
+class BenchError(GenrecalError):
+    """A benchmark run that cannot give an honest score."""
+
+    exit_code = 7
+
+
+class TrainError(GenrecalError):
+    """A training run that cannot go on."""
+
+    exit_code = 8

@@ -1,0 +1,97 @@
+"""The manifest of a folder: what it is, where it came from, and a SHA-256 of every file; written last."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from genrecal.core.errors import GenrecalError
+from genrecal.core.files import read_json, sha256_file, write_json
+
+NAME = "manifest.json"
+FORMAT = 1
+PACKAGES = (
+    "genrecal",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "peft",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+    "pillow",
+)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that shape a result, as far as they are installed here."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_manifest(folder: Path, *, kind: str, **facts: Any) -> dict[str, Any]:
+    """Hash every file below `folder` and write its manifest, after everything else is there.
+
+    Args:
+        folder: a finished folder.
+        kind: "run", "student", "build" …
+        facts: what else the manifest says (provenance, quantization, settings), JSON values.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != NAME
+    }
+    manifest = {"kind": kind, "format": FORMAT, "versions": installed_versions(), "files": files, **facts}
+    write_json(folder / NAME, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
+    """The manifest of `folder`.
+
+    Raises:
+        GenrecalError: there is none, or it is one of another kind or of a newer format.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise GenrecalError(
+            f"is no {kind} folder: it has no {NAME}", where=folder, fix=f"Name the folder of a finished {kind}"
+        )
+    manifest = read_json(path)
+    found = manifest.get("kind") if isinstance(manifest, dict) else None
+    if found != kind:
+        raise GenrecalError(f"is a folder of kind '{found}', not '{kind}'", where=folder)
+    if manifest.get("format") != FORMAT:
+        raise GenrecalError(
+            f"has manifest format {manifest.get('format')}, this genrecal reads {FORMAT}", where=folder
+        )
+    return manifest
+
+
+def verify_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
+    """Read the manifest and check that every file that it names is there, unaltered.
+
+    Raises:
+        GenrecalError: a file is missing or its size or SHA-256 differs.
+    """
+    manifest = read_manifest(folder, kind=kind)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise GenrecalError(f"file '{name}' is missing", where=folder, fix="Copy the whole folder again")
+        if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+            raise GenrecalError(
+                f"file '{name}' differs from its SHA-256 in {NAME}", where=folder, fix="Copy the whole folder again"
+            )
+    return manifest
