@@ -65,6 +65,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GenrecalError("no such file", where=path) from None
+    except IsADirectoryError:
+        raise GenrecalError("is a folder, not a JSON file", where=path) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise GenrecalError(f"is not valid JSON ({error})", where=path) from None
 

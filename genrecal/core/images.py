@@ -28,7 +28,7 @@ def open_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
         image = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError("no such image", where=where) from None
     except IsADirectoryError:
         raise DataError("is a folder, not an image", where=where) from None
@@ -47,7 +47,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """RGB on white where the image is transparent; 16-bit greys are scaled down, not clipped."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode == "P" and "transparency" in image.info or image.mode in ("LA", "RGBA", "PA"):
+    if (image.mode == "P" and "transparency" in image.info) or image.mode in ("LA", "RGBA", "PA"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, InternVLProcessor, Qwen2VLProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    InternVLProcessor,
+    Qwen2VLProcessor,
+)
 from transformers.utils import is_torchvision_available
 
 from genrecal.core.errors import ModelError
@@ -26,10 +32,14 @@ def check_model_folder(folder: Path) -> None:
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor of a model folder, with the PIL image processor (`use_fast=False`)."""
+    """The processor of a model folder: the PIL image processor and the fast tokenizer."""
     check_model_folder(folder)
     try:
-        return AutoProcessor.from_pretrained(folder, use_fast=False, trust_remote_code=False)
+        # `use_fast=False` chooses the PIL image processor, and would also choose the slow tokenizer, which
+        # reads another pre-tokenizer than the one in tokenizer.json.
+        processor = AutoProcessor.from_pretrained(folder, use_fast=False, trust_remote_code=False)
+        processor.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return processor
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"its processor cannot be loaded ({_one_line(error)})", where=folder) from error
 

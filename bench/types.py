@@ -1,0 +1,104 @@
+"""The values that flow through the bench: Query -> Answer -> Score -> Report.
+
+Shares and scores are fractions from 0 to 1; only what a person reads is in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+Part = str | Image.Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One prompt: texts and images in the order in which the model reads them."""
+
+    id: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a subject replied, without special tokens and without white space round it."""
+
+    text: str
+    tokens: int  # generated ones, the end-of-turn token included
+    prompt_tokens: int  # image tokens included, padding not
+    first_token_s: float | None  # None where the query was answered in a batch with others
+    total_s: float  # in a batch: its even share of the batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectSpec:
+    """How to open a subject; everything here but `name` and `threads` may change its answers."""
+
+    path: Path
+    name: str
+    device: str = "cpu"  # cpu | cuda | jetson
+    threads: int | None = None  # None: what the runtime chooses
+    batch_size: int = 16  # checkpoints only; a build answers one query at a time
+    greedy: bool = False  # False: the model's own generation settings, as the paper scores its models
+    max_new_tokens: int | None = None  # None: the model's own, or `subject.MAX_NEW_TOKENS` where it has none
+    seed: int = 0  # of sampling, where the settings sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a score says about the subject that earned it."""
+
+    kind: str  # checkpoint | build
+    weights_bytes: int
+    precision: str
+    device: str
+    generation: Mapping[str, Any]
+
+
+class Subject(Protocol):
+    """A checkpoint or a build; one protocol, so that both are asked the same questions."""
+
+    @property
+    def spec(self) -> SubjectSpec: ...
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the subject's files and over the settings that shape its answers."""
+        ...
+
+    @property
+    def chunk(self) -> int:
+        """How many queries to hand over at once."""
+        ...
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """One answer for each query, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A part of a benchmark: a category, subject, domain or capability."""
+
+    n: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A benchmark's result before it is labelled with who earned it."""
+
+    title: str  # the column's name
+    score: float | None  # None: incomplete, no honest figure can be given
+    n: int
+    split: str
+    groups: Mapping[str, Mapping[str, Group]]  # kind of group -> name -> group
+    hits: Mapping[str, float]  # question (a CircularEval group is one question) -> 0..1
+    details: Mapping[str, Any] = field(default_factory=dict)  # counts reported apart, other readings

@@ -1,0 +1,188 @@
+"""The command line: parse, make a config, one call. Imports stand inside the commands, so `--help` is quick
+and a machine without torch can run the commands that need none."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from genrecal.core.console import errors
+from genrecal.core.errors import ConfigError, GenrecalError
+
+
+class OneLineErrors(TyperGroup):
+    """Turns every error that a user can cause into one line on stderr and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GenrecalError as error:
+            fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            fail(f"'{error.name}' is not installed. Install genrecal[{extra}]", ConfigError.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise
+            fail(f"{error.filename or 'disk'}: {error.strerror}", GenrecalError.exit_code)
+
+
+# Which extra brings a package that a command found missing.
+EXTRA_OF = {
+    "torch": "train",
+    "transformers": "train",
+    "deepspeed": "train",
+    "peft": "train",
+    "sklearn": "train",
+    "optimum": "export",
+    "onnx": "export",
+    "onnxruntime": "edge",
+    "tokenizers": "edge",
+    "pyarrow": "bench",
+    "pandas": "bench",
+    "scipy": "bench",
+    "openai": "bench",
+    "tenacity": "bench",
+    "psutil": "bench",
+    "matplotlib": "bench",
+}
+
+
+def fail(line: str, exit_code: int) -> None:
+    errors.print(f"error: {line}", soft_wrap=True, markup=False)
+    raise typer.Exit(exit_code)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Distil a large vision-language model into a small one that runs on an edge device without torch.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look after training and test data.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a key of the config; repeatable.")
+]
+
+
+@app.command(
+    epilog="Example: `genrecal distill configs/qwen2_vl_2b_from_internvl2_5_78b.yaml --set seed=1`"
+)
+def distill(
+    config: Annotated[Path, typer.Argument(help="The run's YAML config.")], overrides: Overrides = None
+) -> None:
+    """Run the stages of a method; the same command again resumes."""
+    from genrecal.core.config import load_config
+    from genrecal.train.launch import distill as run
+    from genrecal.train.settings import RunConfig
+
+    run(load_config(config, RunConfig, overrides or ()))
+
+
+@app.command(epilog="Example: `genrecal export runs/demo --int8`")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a plain student folder.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize to int8 (the default).")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Leave the weights as they are.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The build folder; default: RUN/build-int8.")] = None,
+) -> None:
+    """Write an ONNX build of a student, with a parity report."""
+    if int8 and fp32:
+        raise ConfigError("--int8 and --fp32 exclude each other", where="export")
+    from genrecal.export.build import export_run
+
+    precision = "fp32" if fp32 else "int8"
+    export_run(run, output or run / f"build-{precision}", precision=precision)
+
+
+@app.command(epilog='Example: `genrecal ask runs/demo/build-int8 chart.png "Which bar is highest?"`')
+def ask(
+    build: Annotated[Path, typer.Argument(help="A build folder.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampled answers.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
+) -> None:
+    """Answer a question about an image with a build; needs neither torch nor transformers."""
+    from edge.model import EdgeModel
+    from genrecal.core.images import open_image
+
+    picture = open_image(image)
+    model = EdgeModel.open(build, device=device, threads=threads)
+    given = {"max_new_tokens": max_new_tokens, "seed": seed}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    for piece in model.stream([picture, question], **overrides):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@app.command(
+    epilog="Example: `genrecal bench runs/demo/build-int8 --mmb mmbench.tsv --mmmu MMMU/ --mm-vet mm-vet/`"
+)
+def bench(
+    subject: Annotated[Path, typer.Argument(help="A checkpoint folder (RUN/student) or a build folder.")],
+    mmb: Annotated[Path | None, typer.Option(help="MMBench's TSV.")] = None,
+    mmmu: Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")] = None,
+    mm_vet: Annotated[Path | None, typer.Option("--mm-vet", help="MM-Vet's folder or mm-vet.json.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
+    output: Annotated[Path | None, typer.Option(help="Result folder; default: SUBJECT-bench.")] = None,
+    greedy: Annotated[bool, typer.Option(help="Greedy answers instead of the model's own settings.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time, for a checkpoint.")] = 16,
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")] = None,
+    judge_model: Annotated[str, typer.Option(help="The judge's model name.")] = "gpt-4-0613",
+    judge_prompt: Annotated[Path | None, typer.Option(help="File with MM-Vet's published prompt.")] = None,
+    judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
+) -> None:
+    """Score a checkpoint or a build on MMB, MMMU and MM-Vet, and measure its speed, memory and size."""
+    from bench.run import bench_command
+
+    bench_command(
+        subject,
+        sets={name: path for name, path in (("mmb", mmb), ("mmmu", mmmu), ("mmvet", mm_vet)) if path},
+        output=output or subject.parent / f"{subject.name}-bench",
+        device=device,
+        greedy=greedy,
+        batch_size=batch_size,
+        judge_url=judge_url,
+        judge_model=judge_model,
+        judge_prompt=judge_prompt,
+        judge_runs=judge_runs,
+    )
+
+
+@app.command(epilog="Example: `genrecal demo --seeds 3`")
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat everything with this many seeds.")] = 1,
+    output: Annotated[Path, typer.Option(help="Where everything goes; a second call resumes.")] = Path("demo_output"),
+    config: Annotated[Path | None, typer.Option(help="A YAML file with other sizes and settings.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The whole chain on this machine: data, two VLMs, distillation, export, bench, one report."""
+    from genrecal.demo.chain import run_demo
+    from genrecal.demo.settings import load_demo_config
+
+    run_demo(load_demo_config(config, overrides or ()), seeds=seeds, output=output)
+
+
+@data_app.command(epilog="Example: `genrecal data check train.json --test mmbench.tsv --test mm-vet/`")
+def check(
+    training: Annotated[list[Path], typer.Argument(help="LLaVA conversation JSON files.")],
+    test: Annotated[list[Path], typer.Option(help="Test sets: TSV, parquet, a folder, or LLaVA JSON.")],
+) -> None:
+    """Check by hash that no image of the training data is in a test set."""
+    from bench.images import set_images
+    from genrecal.data.check import check_command
+
+    check_command(training, {path: set_images(path) for path in test})

@@ -1,0 +1,99 @@
+"""Which device this machine is: `cpu`, `cuda` or `jetson`. Nothing here pretends to be another one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from genrecal.core.errors import DeviceError
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+# device -> ONNX Runtime's providers, in order of preference
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    "cpu": (CPU_PROVIDER,),
+    "cuda": (CUDA_PROVIDER, CPU_PROVIDER),
+    "jetson": (CUDA_PROVIDER, CPU_PROVIDER),
+}
+# Developer kits name themselves "NVIDIA Jetson Orin Nano ..." or, on some releases, "NVIDIA Orin NX ...".
+_JETSON = re.compile(r"jetson|nvidia.*\b(orin|xavier|thor)\b", re.IGNORECASE)
+_ON_JETSON = (
+    "On a Jetson: copy the build folder there, pip install 'genrecal[edge]' with Jetson's onnxruntime-gpu "
+    "wheel in the place of onnxruntime, and run there: genrecal bench BUILD --device jetson"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device that this machine really has."""
+
+    name: str
+    """cpu, cuda or jetson."""
+    board: str | None
+    """What a Jetson calls itself, as the system reports it."""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        return PROVIDERS[self.name]
+
+    @property
+    def memory(self) -> str:
+        """Where ONNX Runtime keeps this device's tensors: cpu or cuda."""
+        return "cpu" if self.name == "cpu" else "cuda"
+
+
+def jetson_board(root: Path = Path("/")) -> str | None:
+    """The name of the Jetson that this machine is, or None where it is none.
+
+    Args:
+        root: the root of the file system, another one where a container mounts its host elsewhere.
+    """
+    model = _read(root / "proc/device-tree/model")
+    if model and _JETSON.search(model):
+        return model
+    # Jetson's Linux carries this file also where the device tree is hidden, as in some containers.
+    release = _read(root / "etc/nv_tegra_release")
+    return f"Jetson Linux, {release.splitlines()[0].lstrip('# ')}" if release else None
+
+
+def detect_device(root: Path = Path("/")) -> Device:
+    """The best device of this machine: jetson before cuda before cpu."""
+    board = jetson_board(root)
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return Device(name="cpu", board=board)
+    return Device(name="jetson" if board else "cuda", board=board)
+
+
+def require_device(name: str, root: Path = Path("/")) -> Device:
+    """The device of that name, if this machine is one.
+
+    Raises:
+        DeviceError: it is not; the error says how to run there instead.
+    """
+    if name not in PROVIDERS:
+        raise DeviceError(f"no device is called '{name}'", fix=f"Known devices: {', '.join(PROVIDERS)}")
+    board = jetson_board(root)
+    if name == "jetson" and board is None:
+        raise DeviceError("this machine is no Jetson", fix=_ON_JETSON)
+    if name != "cpu" and CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        fix = (
+            _ON_JETSON
+            if board
+            else "Install onnxruntime-gpu in the place of onnxruntime, or use --device cpu"
+        )
+        raise DeviceError(
+            f"the onnxruntime {onnxruntime.__version__} installed here has no {CUDA_PROVIDER}",
+            where=board,
+            fix=fix,
+        )
+    return Device(name=name, board=board)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_bytes().rstrip(b"\0\n").decode("utf-8", errors="replace").strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,71 @@
+"""LoRA on the student's VLM-body (paper, section 4.1c), and its merge, proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+
+from genrecal.core.config import Config
+from genrecal.core.errors import ModelError
+from genrecal.data.batch import Batch
+from genrecal.models.families import Family
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LoraConfig(Config):
+    """Rank, alpha and dropout; the defaults are the paper's."""
+
+    rank: int = 64
+    alpha: int = 64
+    dropout: float = 0.05
+
+
+def add_lora(student: Any, config: LoraConfig, family: Family) -> PeftModel:
+    """Put LoRA on every linear projection of the VLM-body; nothing else of the student trains.
+
+    `student` is changed in place: its own forward passes through the adapters.
+    """
+    targets = rf"{family.body.replace('.', chr(92) + '.')}.*\.({'|'.join(PROJECTIONS)})"
+    return get_peft_model(
+        student,
+        PeftLoraConfig(
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+        ),
+    )
+
+
+@torch.no_grad()
+def merge_lora(student: Any, adapter: Path, probe: Batch, *, tolerance: float) -> tuple[Any, float]:
+    """Merge the adapter in folder `adapter` into `student` and show that the logits stay.
+
+    Args:
+        student: the model as it was when LoRA was added.
+        adapter: a folder in PEFT's layout.
+        probe: real samples; the logits at all their positions are compared.
+        tolerance: the largest difference that is allowed, relative to the largest logit.
+
+    Returns:
+        The merged model and the largest relative difference.
+
+    Raises:
+        ModelError: the logits differ by more than `tolerance`.
+    """
+    model = PeftModel.from_pretrained(student, adapter).eval()
+    inputs = {
+        "input_ids": probe.input_ids_BS,
+        "attention_mask": probe.attention_mask_BS,
+        "use_cache": False,
+        **probe.vision,
+    }
+    before = model(**inputs).logits
+    merged = model.merge_and_unload()
+    after = merged(**inputs).logits
+    difference = float((before - after).abs().max() / before.abs().max())
+    if difference > tolerance:
+        raise ModelError(f"merging LoRA moves the logits by {difference:.2e} (limit {tolerance:.0e})", where=adapter)
+    return merged, difference

@@ -1,0 +1,114 @@
+"""The Recalibrator (paper, sections 3.1 and 3.2): reads the student's question and the teacher's answer.
+
+    z_q (student, D_s) ───────────────────┐
+                                          ├─> rec_body: 2 decoder blocks of the student's shape,
+    z_a (teacher, D_l) ─> rec_proj_pre ───┘   RoPE over positions 0..n-1, causal mask
+                                                │
+                                                └─> rec_proj_post (D_s -> D_l) ─> LayerNorm ─> r
+
+The teacher's frozen head turns r into logits. Shapes: B samples, Q / A / N positions of the longest question,
+answer and both, D_s and D_l the two hidden sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from genrecal.core.config import Config
+
+
+class RecalibratorConfig(Config):
+    """The Recalibrator's shape and input."""
+
+    blocks: int = 2
+    """Decoder blocks in rec_body (paper: 2)."""
+    answer_input: Literal["features", "embeddings"] = "features"
+    """What it reads at the answer: the teacher's features (paper) or the teacher's token embeddings."""
+
+
+class Recalibrator(nn.Module):
+    """rec_proj_pre, rec_body, rec_proj_post and the norm before the teacher's head."""
+
+    def __init__(self, config: RecalibratorConfig, *, student_body: Any, teacher_width: int) -> None:
+        """Build it in the shape of `student_body`, the student's text model; weights are fresh.
+
+        Args:
+            config: number of blocks.
+            student_body: a transformers text model; only its class and config are read.
+            teacher_width: D_l.
+        """
+        super().__init__()
+        body_config = copy.deepcopy(student_body.config)
+        body_config.num_hidden_layers = config.blocks
+        if getattr(body_config, "layer_types", None):
+            body_config.layer_types = list(body_config.layer_types[-1:]) * config.blocks
+        width = body_config.hidden_size
+        self.rec_proj_pre = nn.Linear(teacher_width, width)
+        self.rec_body = type(student_body)._from_config(body_config, dtype=torch.float32)
+        # The body is fed features, and the paper's only norm after it is the one of the teacher's width.
+        del self.rec_body.embed_tokens
+        self.rec_body.norm = nn.Identity()
+        self.rec_proj_post = nn.Linear(width, teacher_width)
+        self.norm = nn.LayerNorm(teacher_width)
+
+    def forward(
+        self,
+        prefix_BQD: torch.Tensor,
+        prefix_lengths_B: torch.Tensor,
+        suffix_BAD: torch.Tensor,
+        suffix_mask_BA: torch.Tensor,
+        *,
+        project_prefix: bool,
+    ) -> torch.Tensor:
+        """r at the positions that predict the answer's tokens.
+
+        Args:
+            prefix_BQD: question features: the student's, [B, Q, D_s], or with `project_prefix` the teacher's,
+                [B, Q, D_l] (Algorithm 2).
+            prefix_lengths_B: true question lengths.
+            suffix_BAD: the teacher's answer input, [B, A, D_l].
+            suffix_mask_BA: which answer positions are real.
+            project_prefix: whether the prefix passes rec_proj_pre too.
+
+        Returns:
+            r_BAD, [B, A, D_l]: entry t comes from the position before answer token t; the first from the last
+            question position.
+        """
+        if project_prefix:
+            joint = self.rec_proj_pre(torch.cat([prefix_BQD, suffix_BAD], dim=1))
+            prefix_BQD, suffix_BAD = joint.split([prefix_BQD.shape[1], suffix_BAD.shape[1]], dim=1)
+        else:
+            suffix_BAD = self.rec_proj_pre(suffix_BAD)
+        lengths_B = prefix_lengths_B + suffix_mask_BA.sum(1)
+        sequence_BND = splice(prefix_BQD, prefix_lengths_B, suffix_BAD, length=int(lengths_B.max()))
+        positions_N = torch.arange(sequence_BND.shape[1], device=sequence_BND.device)
+        hidden_BND = self.rec_body(
+            inputs_embeds=sequence_BND,
+            attention_mask=(positions_N[None] < lengths_B[:, None]).long(),
+            position_ids=positions_N[None].expand(len(sequence_BND), -1),
+            use_cache=False,
+        ).last_hidden_state
+        offsets_A = torch.arange(suffix_BAD.shape[1], device=sequence_BND.device)
+        index_BA = (prefix_lengths_B[:, None] + offsets_A[None] - 1).clamp(max=sequence_BND.shape[1] - 1)
+        hidden_BAD = hidden_BND.gather(1, index_BA[:, :, None].expand(-1, -1, hidden_BND.shape[-1]))
+        return self.norm(self.rec_proj_post(hidden_BAD))
+
+
+def splice(
+    prefix_BQD: torch.Tensor, prefix_lengths_B: torch.Tensor, suffix_BAD: torch.Tensor, *, length: int
+) -> torch.Tensor:
+    """[prefix without its padding, suffix] for every sample, [B, length, D]."""
+    batch, _, width = prefix_BQD.shape
+    positions_N = torch.arange(length, device=prefix_BQD.device)[None].expand(batch, -1)
+    from_prefix_BN = positions_N < prefix_lengths_B[:, None]
+    prefix_index = positions_N.clamp(max=prefix_BQD.shape[1] - 1)
+    suffix_index = (positions_N - prefix_lengths_B[:, None]).clamp(min=0, max=suffix_BAD.shape[1] - 1)
+    return torch.where(
+        from_prefix_BN[:, :, None],
+        prefix_BQD.gather(1, prefix_index[:, :, None].expand(-1, -1, width)),
+        suffix_BAD.gather(1, suffix_index[:, :, None].expand(-1, -1, width)),
+    )

@@ -1,0 +1,111 @@
+"""DeepSpeed, and nothing between it and the loop: start it, gather what it has split, ask who we are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    # Read by DeepSpeed when it is imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch.distributed as dist
+from torch import nn
+from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from genrecal.train.settings import EngineConfig, OptimizerConfig
+from genrecal.train.stages import StageConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def join_ranks() -> None:
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name."""
+    if not dist.is_initialized():
+        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The sum of each value over all ranks, in float64."""
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return dict(zip(values, tensor.tolist(), strict=True))
+
+
+def engine_config(engine: EngineConfig, optimizer: OptimizerConfig, stage: StageConfig) -> dict[str, Any]:
+    """DeepSpeed's own config for one stage."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = False  # `gather` below writes what we need
+    return {
+        "train_micro_batch_size_per_gpu": stage.micro_batch,
+        "gradient_accumulation_steps": stage.accumulation,
+        "gradient_clipping": optimizer.clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": engine.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": stage.lr_start,
+                "betas": list(optimizer.betas),
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": True,
+            },
+        },
+    }
+
+
+@contextmanager
+def loading_for(config: dict[str, Any]) -> Iterator[None]:
+    """While this is open, `from_pretrained` splits ZeRO-3 weights over the ranks as it reads them."""
+    held = HfDeepSpeedConfig(config)
+    try:
+        yield
+    finally:
+        del held
+        unset_hf_deepspeed_config()
+
+
+def start(module: nn.Module, config: dict[str, Any]) -> Any:
+    """The engine around `module`; it optimises the parameters that require a gradient."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=trainable, config=config)
+    return engine
+
+
+@torch.no_grad()
+def gather(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Whole copies on the CPU of rank 0, one parameter at a time; other ranks get an empty dict."""
+    whole: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if dist.get_rank() == 0:
+                whole[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    return whole
+
+
+def frozen_fingerprint(module: nn.Module) -> str:
+    """SHA-256 of this rank's part of every frozen parameter, to show that training left it alone."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            part = getattr(parameter, "ds_tensor", parameter).detach().to("cpu").contiguous()
+            digest.update(name.encode())
+            digest.update(part.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+"""The training loop: read this first.
+
+    for each optimizer step
+        the step's micro-batches of this rank (a pure function of seed, step and rank)
+        answer tokens of the whole step, over all ranks and micro-batches
+        for each micro-batch: loss terms as sums -> divided by those tokens -> backward
+        AdamW through DeepSpeed, linear learning rate; a line in metrics.jsonl
+
+Stages differ only in what they are given: the models under the engine, the loss terms and the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from genrecal.core.console import console, progress
+from genrecal.core.errors import GenrecalError, TrainError
+from genrecal.core.files import write_text
+from genrecal.data.batch import PairedBatch, collate
+from genrecal.data.order import step_indices
+from genrecal.data.pair import PairReader
+from genrecal.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from genrecal.train.engine import DTYPES, device, sum_over_ranks
+from genrecal.train.reading import ReadingProbe, reading_metrics
+from genrecal.train.settings import RunConfig
+from genrecal.train.stages import Stage, StageConfig
+
+# The loss terms that each entry of Stage.losses stands for.
+TERMS = {"align": ("ar", "kl"), "regularize": ("reg_ar", "reg_kl"), "sft": ("sft",)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRun:
+    """All that the loop needs to know about the stage it runs."""
+
+    name: str
+    stage: Stage
+    settings: StageConfig
+    config: RunConfig
+    steps: int
+    reader: PairReader
+    checkpoints: Path
+    metrics: Path
+
+
+def train(engine: Any, run: StageRun) -> None:
+    """Train from the newest checkpoint, or from the start, to the stage's last step."""
+    checkpoint = newest_checkpoint(run.checkpoints)
+    first = load_checkpoint(engine, checkpoint) if checkpoint else 0
+    leader = dist.get_rank() == 0
+    if leader:
+        keep_metrics(run.metrics, stage=run.name, steps=first)
+        if first:
+            console.print(f"{run.name}: resuming after step {first} of {run.steps}")
+    engine.train()
+    if engine.module.teacher is not None:
+        engine.module.teacher.eval()
+    batches = _batches(run, first)
+    with progress(disable=not leader) as bar:
+        task = bar.add_task(run.name, total=run.steps, completed=first, note="")
+        for step in range(first, run.steps):
+            record = _optimizer_step(engine, run, step, batches)
+            if leader:
+                _append(run.metrics, record)
+                bar.update(task, advance=1, note=f"loss {record['loss']:.3f}")
+            if (step + 1) % run.config.engine.save_every == 0 and step + 1 < run.steps:
+                save_checkpoint(engine, run.checkpoints, step=step + 1)
+    if leader and not console.is_terminal:
+        console.print(f"{run.name}: {run.steps} steps, last loss {record['loss']:.4f}")
+
+
+def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[PairedBatch]) -> dict[str, Any]:
+    started = time.perf_counter()
+    config, ranks = run.config, dist.get_world_size()
+    # Dropout depends on the step alone, so a resumed run draws what the uninterrupted one drew.
+    torch.manual_seed(hash((config.seed, step, dist.get_rank())) % 2**63)
+    micro_batches = [next(batches) for _ in range(run.settings.accumulation)]
+    tokens = _answer_tokens(micro_batches)
+    rate = learning_rate(run.settings, step, run.steps)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    probed = step % config.engine.probe_every == 0 or step + 1 == run.steps
+    probe = ReadingProbe() if probed else None
+    names = {term for loss in run.stage.losses for term in TERMS[loss]}
+    sums: dict[str, float] = {}
+    for batch in micro_batches:
+        terms = engine(batch.to(device(), DTYPES[config.engine.precision]), probe)
+        # A probed step also sends the SFT loss back to z, in stages where it reaches no trained weight.
+        trained = names | {"sft"} if probe else names
+        total = sum(terms[name] / tokens[_vocabulary(name)] for name in sorted(trained))
+        # DeepSpeed divides by ranks and accumulation; the terms are divided by the step's tokens already.
+        engine.backward(total * ranks * run.settings.accumulation)
+        engine.step()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+    losses = {name: value / tokens[_vocabulary(name)] for name, value in sum_over_ranks(sums).items()}
+    total_loss = sum(losses[name] for name in sorted(names))
+    if not math.isfinite(total_loss):
+        ids = ", ".join(sample for batch in micro_batches for sample in batch.ids[:2])
+        raise TrainError(
+            f"the loss is {total_loss} (terms {losses})", where=f"{run.name} step {step}, {ids}, …"
+        )
+    norm = engine.get_global_grad_norm()  # None with ZeRO-0 in fp32, which does not keep it
+    record: dict[str, Any] = {
+        "stage": run.name,
+        "step": step,
+        "steps": run.steps,
+        "lr": rate,
+        "loss": total_loss,
+        "terms": losses,
+        "answer_tokens": tokens,
+        "grad_norm": None if norm is None else float(norm),
+        "seconds": time.perf_counter() - started,
+    }
+    if probe:
+        sums = sum_over_ranks(probe.sums)
+        record["reading"] = reading_metrics(sums, ranks=ranks, distils="align" in run.stage.losses)
+    return record
+
+
+def learning_rate(settings: StageConfig, step: int, steps: int) -> float:
+    """Linear from lr_start to lr_end at the last step (paper, section 4.1c), after an optional warm-up."""
+    if step < settings.warmup_steps:
+        return settings.lr_start * (step + 1) / (settings.warmup_steps + 1)
+    done = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
+    return settings.lr_start + (settings.lr_end - settings.lr_start) * done
+
+
+def _vocabulary(term: str) -> str:
+    return "student" if term == "sft" else "teacher"
+
+
+def _answer_tokens(batches: list[PairedBatch]) -> dict[str, float]:
+    """Answer tokens of the optimizer step in each vocabulary, over all ranks."""
+    local = {"student": float(sum(batch.student.answer_tokens for batch in batches))}
+    if batches[0].teacher is not None:
+        local["teacher"] = float(sum(batch.teacher.answer_tokens for batch in batches if batch.teacher))
+    return sum_over_ranks(local)
+
+
+def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
+    """The micro-batches of this rank, in order, from step `first` on."""
+    rows = [
+        row
+        for step in range(first, run.steps)
+        for row in step_indices(
+            samples=len(run.reader),
+            seed=run.config.seed,
+            step=step,
+            rank=dist.get_rank(),
+            ranks=dist.get_world_size(),
+            micro_batch=run.settings.micro_batch,
+            accumulation=run.settings.accumulation,
+        )
+    ]
+    reader = run.reader
+    pad = partial(
+        collate,
+        student_padding=reader.student.tokenizer.pad_token_id,
+        teacher_padding=reader.teacher.tokenizer.pad_token_id if reader.teacher else 0,
+        student_blank=reader.student_blank,
+        teacher_blank=reader.teacher_blank,
+    )
+    loader = DataLoader(
+        range(len(reader)),  # type: ignore[arg-type]
+        batch_sampler=rows,
+        collate_fn=partial(_read, reader, pad),
+        num_workers=run.config.data.workers,
+    )
+    for batch in loader:
+        if isinstance(batch, GenrecalError):
+            raise batch
+        yield batch
+
+
+def _read(
+    reader: PairReader, pad: Callable[..., PairedBatch], indices: list[int]
+) -> PairedBatch | GenrecalError:
+    """A micro-batch, or what is wrong with it as a value: raised in a worker, it would come as a traceback."""
+    try:
+        return pad([reader[index] for index in indices])
+    except GenrecalError as error:
+        return error
+
+
+def keep_metrics(path: Path, *, stage: str, steps: int) -> None:
+    """Drop the lines of `stage` from step `steps` on: a resumed run writes them again."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _complete(line)]
+        rows = [json.loads(line) for line in lines]
+        kept = [row for row in rows if row["stage"] != stage or row["step"] < steps]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _complete(line: str) -> bool:
+    """Whether a line was written whole; a kill can cut the last one off."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")

@@ -1,0 +1,114 @@
+"""Does the Recalibrator read the student?
+
+The teacher's answer features already hold the teacher's next token, so the Recalibrator need not look at the
+student's question features z_q; then distillation teaches the student nothing. Two measurements say how much
+it looks, each for the first answer token and for the later ones:
+
+    gradient norms   ||d(CE + KL) / d z_q||, and ||d SFT / d z_q|| beside it
+    KL rise          KL with z_q of another sample of the batch - KL with the right z_q, per token
+
+Both come from the training step itself. To split the gradient, a probed step runs the Recalibrator on two
+views of z_q and takes the first tokens' losses from one and the later tokens' from the other: their sum, and
+so the step, is the one that an unprobed step takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from genrecal.data.batch import Batch
+
+KEYS = (
+    "distill_first_sq",
+    "distill_later_sq",
+    "sft_sq",
+    "rise_first",
+    "rise_later",
+    "first_tokens",
+    "later_tokens",
+)
+
+
+class ReadingProbe:
+    """Collects the sums of one optimizer step on one rank."""
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys(KEYS, 0.0)
+
+    def watchable(self, z_BSD: torch.Tensor) -> torch.Tensor:
+        """z with a gradient also while the student is frozen."""
+        return z_BSD if z_BSD.requires_grad else z_BSD.detach().requires_grad_(True)
+
+    def align(
+        self,
+        losses: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+        z_q_BQD: torch.Tensor,
+        lengths_B: torch.Tensor,
+        teacher: Any,
+        batch: Batch,
+    ) -> dict[str, torch.Tensor]:
+        """Algorithm 1's two terms, watched; `losses` gives CE and KL of every token, [T] each."""
+        first_BA = torch.zeros_like(batch.answer_mask_BA)
+        first_BA[:, 0] = True
+        first_T = first_BA[batch.answer_mask_BA]
+        ar_first_T, kl_first_T = losses(self._watch(z_q_BQD, "distill_first_sq"), lengths_B, teacher, batch)
+        ar_later_T, kl_later_T = losses(self._watch(z_q_BQD, "distill_later_sq"), lengths_B, teacher, batch)
+        if len(lengths_B) > 1:
+            with torch.no_grad():
+                _, shuffled_T = losses(z_q_BQD.roll(1, 0), lengths_B.roll(1, 0), teacher, batch)
+                rise_T = shuffled_T - kl_first_T
+                self.sums["rise_first"] += float(rise_T[first_T].sum())
+                self.sums["rise_later"] += float(rise_T[~first_T].sum())
+                self.sums["first_tokens"] += int(first_T.sum())
+                self.sums["later_tokens"] += int((~first_T).sum())
+        return {
+            "ar": ar_first_T[first_T].sum() + ar_later_T[~first_T].sum(),
+            "kl": kl_first_T[first_T].sum() + kl_later_T[~first_T].sum(),
+        }
+
+    def watch_sft(self, z_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """z for the student's own head; its gradient is counted at the question positions alone."""
+        positions_S = torch.arange(z_BSD.shape[1], device=z_BSD.device)
+        question_BS = positions_S[None] < batch.question_lengths_B[:, None]
+        return self._watch(z_BSD, "sft_sq", question_BS)
+
+    def _watch(self, z: torch.Tensor, key: str, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if not z.requires_grad:
+            return z
+        view = z.view_as(z)
+
+        def add(gradient: torch.Tensor) -> None:
+            kept = gradient if mask is None else gradient[mask]
+            self.sums[key] += float(kept.float().square().sum())
+
+        view.register_hook(add)
+        return view
+
+
+def reading_metrics(sums: dict[str, float], *, ranks: int, distils: bool) -> dict[str, float | None]:
+    """The figures of a step from the sums over all ranks.
+
+    Args:
+        sums: `ReadingProbe.sums`, summed over the ranks.
+        ranks: the engine averages gradients over the ranks, so each rank's loss was scaled up by them.
+        distils: whether the stage has the distillation loss.
+
+    Returns:
+        grad_sft and, where the stage distils, grad_distill, grad_distill_first, grad_distill_later (norms),
+        kl_rise_first, kl_rise_later (nats per token; None where no batch held two samples or no such token).
+    """
+
+    def norm(*keys: str) -> float:
+        return sum(sums[key] for key in keys) ** 0.5 / ranks
+
+    metrics: dict[str, float | None] = {"grad_sft": norm("sft_sq")}
+    if distils:
+        metrics["grad_distill"] = norm("distill_first_sq", "distill_later_sq")
+        for part in ("first", "later"):
+            metrics[f"grad_distill_{part}"] = norm(f"distill_{part}_sq")
+            tokens = sums[f"{part}_tokens"]
+            metrics[f"kl_rise_{part}"] = sums[f"rise_{part}"] / tokens if tokens else None
+    return metrics

@@ -1,0 +1,134 @@
+"""One sample as two token sequences, and batches of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genrecal.core.errors import DataError
+from genrecal.core.images import open_image
+from genrecal.core.types import Sample
+from genrecal.data.batch import collate, collate_one
+from genrecal.data.llava import read_llava
+from genrecal.data.pair import PairReader, chat_messages, tokenize
+from genrecal.models.processors import load_processor
+from tests.tiny import TinyData, TinyPair
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_data: TinyData) -> tuple[Sample, ...]:
+    return tuple(read_llava(tiny_data.path))
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_pair: TinyPair, samples: tuple[Sample, ...]) -> PairReader:
+    return PairReader(
+        samples,
+        student=load_processor(tiny_pair.student),
+        teacher=load_processor(tiny_pair.teacher),
+        max_tokens=512,
+    )
+
+
+def image_tokens(ids: torch.Tensor, processor: Any) -> int:
+    return int((ids == processor.image_token_id).sum())
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_ids_decode_back(reader: PairReader, side: str) -> None:
+    processor = getattr(reader, side)
+    for index, sample in enumerate(reader.samples):
+        tokens = getattr(reader[index], side)
+        answer = processor.tokenizer.decode(tokens.answer_ids, skip_special_tokens=False)
+        assert answer == sample.answer + processor.tokenizer.eos_token
+        assert tokens.answer_ids[-1] == processor.tokenizer.eos_token_id
+        question = processor.tokenizer.decode(tokens.question_ids, skip_special_tokens=True)
+        for turn in sample.turns[:-1]:
+            assert turn.text.replace("<image>", "").strip("\n") in question
+        assert question.endswith("assistant\n") and sample.answer not in question.split("assistant")[-1]
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_question_ids_are_the_processors_own(reader: PairReader, side: str) -> None:
+    """One call of `apply_chat_template` that does everything gives the same ids and the same pixels."""
+    processor = getattr(reader, side)
+    for index in (0, 1, 4, 7):
+        sample = reader.samples[index]
+        images = iter([open_image(path) for path in sample.images])
+        messages = chat_messages(sample)
+        for message in messages:
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part["image"] = next(images)
+        own = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        tokens = getattr(reader[index], side)
+        assert tokens.question_ids.tolist() == own["input_ids"][0].tolist()
+        assert tokens.vision.keys() == own.keys() - {"input_ids", "attention_mask"}
+        for name, value in tokens.vision.items():
+            assert torch.equal(value, own[name])
+
+
+def test_the_two_sides_share_nothing_but_the_sample(reader: PairReader) -> None:
+    pair = reader[0]
+    assert pair.teacher is not None and pair.id == "tiny-0"
+    assert reader.student.tokenizer.get_vocab() != reader.teacher.tokenizer.get_vocab()
+    counts = (
+        image_tokens(pair.student.question_ids, reader.student),
+        image_tokens(pair.teacher.question_ids, reader.teacher),
+    )
+    grid = pair.student.vision["image_grid_thw"]
+    assert counts == (int(grid.prod(1).sum()) // 4, 4 * len(pair.teacher.vision["pixel_values"]))
+    assert counts[0] != counts[1]
+
+
+def test_a_sample_that_is_too_long_is_an_error(reader: PairReader, samples: tuple[Sample, ...]) -> None:
+    images = [open_image(path) for path in samples[0].images]
+    tokens = tokenize(samples[0], reader.student, images, max_tokens=512)
+    length = len(tokens.question_ids) + len(tokens.answer_ids)
+    tokenize(samples[0], reader.student, images, max_tokens=length)
+    with pytest.raises(DataError, match=rf"sample 'tiny-0' of .*: has {length} tokens .* max_tokens is"):
+        tokenize(samples[0], reader.student, images, max_tokens=length - 1)
+
+
+def test_a_batch_holds_every_sample_whole(reader: PairReader) -> None:
+    rows = [reader[index] for index in (0, 1, 4, 9)]
+    batch = collate(rows, student_padding=7, teacher_padding=9)
+    assert batch.ids == ("tiny-0", "tiny-1", "tiny-4", "tiny-9") and batch.teacher is not None
+    for side, padding, one in (("student", 7, batch.student), ("teacher", 9, batch.teacher)):
+        for place, row in enumerate(rows):
+            tokens = getattr(row, side)
+            whole = torch.cat([tokens.question_ids, tokens.answer_ids])
+            assert one.input_ids_BS[place, : len(whole)].tolist() == whole.tolist()
+            assert set(one.input_ids_BS[place, len(whole) :].tolist()) <= {padding}
+            assert int(one.attention_mask_BS[place].sum()) == len(whole)
+            assert int(one.question_lengths_B[place]) == len(tokens.question_ids)
+            assert one.answer_ids_BA[place][one.answer_mask_BA[place]].tolist() == tokens.answer_ids.tolist()
+        assert one.answer_tokens == sum(len(getattr(row, side).answer_ids) for row in rows)
+        pixels = [getattr(row, side).vision["pixel_values"] for row in rows if getattr(row, side).vision]
+        assert torch.equal(one.vision["pixel_values"], torch.cat(pixels))
+
+
+def test_a_batch_of_text_carries_one_hidden_blank_image(reader: PairReader) -> None:
+    text = reader[1].student
+    assert text.vision == {}
+    plain = collate_one([text], padding=7)
+    batch = collate_one([text], padding=7, blank=reader.student_blank)
+    length = plain.input_ids_BS.shape[1]
+    assert plain.vision == {} and torch.equal(batch.input_ids_BS[:, :length], plain.input_ids_BS)
+    assert int(batch.attention_mask_BS.sum()) == length == int(plain.attention_mask_BS.sum())
+    hidden = image_tokens(batch.input_ids_BS[0, length:], reader.student)
+    assert hidden == int(batch.vision["image_grid_thw"].prod()) // 4 > 0
+    # A batch that has an image of its own gets none.
+    mixed = collate_one([text, reader[0].student], padding=7, blank=reader.student_blank)
+    assert len(mixed.vision["image_grid_thw"]) == 1 and int(mixed.attention_mask_BS.sum()) > length
+
+
+def test_without_a_teacher(tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    reader = PairReader(samples, student=load_processor(tiny_pair.student), teacher=None, max_tokens=512)
+    assert len(reader) == len(samples) and reader[0].teacher is None
+    assert collate([reader[0]], student_padding=0).teacher is None

@@ -1,0 +1,150 @@
+"""Runs through DeepSpeed cost seconds each: they are made once and shared by the tests that look at them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tiny import TinyData, TinyPair
+
+ROOT = Path(__file__).parents[2]
+DRIVE = [sys.executable, "-m", "tests.train.drive"]
+TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run and what it printed."""
+
+    folder: Path
+    printed: str
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def steps(self, stage: str) -> list[dict[str, Any]]:
+        return [row for row in self.metrics if row["stage"] == stage]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """A subprocess sees this repository, no GPU, and no launcher's variables but those given."""
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    return kept | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "400", **extra}
+
+
+def as_one_rank() -> dict[str, str]:
+    """What torchrun would set for a single process: it then trains itself and starts none."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+    return environment(**ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def drive(configs: list[Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DRIVE, *map(str, configs)], env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def folder_hash(folder: Path) -> str:
+    """Of every file's name and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+WriteConfig = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_config(
+    tiny_pair: TinyPair, tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory
+) -> WriteConfig:
+    """Write NAME.yaml for a run in the folder NAME beside it; keywords change single settings."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def write(
+        name: str,
+        *,
+        method: str = "genrecal",
+        data: Path = tiny_data.path,
+        workers: int = 0,
+        ranks: int = 1,
+        zero_stage: int = 3,
+        gradient_checkpointing: bool = False,
+        micro_batch: int = 4,
+        accumulation: int = 2,
+        dropout: float = 0.0,
+    ) -> Path:
+        stage = {
+            "micro_batch": micro_batch,
+            "accumulation": accumulation,
+            "lr_start": 1e-2,  # large, so that a wrong step shows in the next losses
+            "lr_end": 1e-3,
+        }
+        config = {
+            "method": method,
+            "student": str(tiny_pair.student),
+            "teacher": str(tiny_pair.teacher),
+            "output": str(root / name),
+            "data": {"sources": [{"path": str(data)}], "workers": workers},
+            "lora": {"rank": 4, "alpha": 4, "dropout": dropout},
+            "engine": {
+                "ranks": ranks,
+                "zero_stage": zero_stage,
+                "precision": "fp32",
+                "gradient_checkpointing": gradient_checkpointing,
+                "probe_every": 2,
+                "save_every": 2,
+            },
+            "stages": {
+                "recalibrate": stage,
+                "distill": {**stage, "epochs": 2.0},
+                "adapt": stage,
+                "finetune": stage,
+            },
+        }
+        path = root / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pair_hashes(tiny_pair: TinyPair) -> dict[str, str]:
+    """The model folders as they are before any run."""
+    return {side: folder_hash(getattr(tiny_pair, side)) for side in ("student", "teacher")}
+
+
+@pytest.fixture(scope="session")
+def runs(write_config: WriteConfig, pair_hashes: dict[str, str]) -> dict[str, Run]:
+    """One process, one rank, one run after the other; each differs from `plain` in one thing."""
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "zero_0": {"zero_stage": 0},
+        "checkpointing": {"gradient_checkpointing": True},
+        "one_micro_batch": {"micro_batch": 8, "accumulation": 1},
+        "dropout": {"dropout": 0.1, "gradient_checkpointing": True},
+        "sft": {"method": "sft"},
+    }
+    configs = {name: write_config(name, **settings) for name, settings in variants.items()}
+    done = drive(list(configs.values()), as_one_rank())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: Run(folder=path.with_suffix(""), printed=done.stdout) for name, path in configs.items()}
