@@ -71,13 +71,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Look after training and test 
 app.add_typer(data_app, name="data")
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a key of the config; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override a key of the config; repeatable."),
 ]
 
 
-@app.command(
-    epilog="Example: `genrecal distill configs/qwen2_vl_2b_from_internvl2_5_78b.yaml --set seed=1`"
-)
+@app.command(epilog="Example: `genrecal distill configs/qwen2_vl_2b_from_internvl2_5_78b.yaml --set seed=1`")
 def distill(
     config: Annotated[Path, typer.Argument(help="The run's YAML config.")], overrides: Overrides = None
 ) -> None:
@@ -140,7 +139,9 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Result folder; default: SUBJECT-bench.")] = None,
     greedy: Annotated[bool, typer.Option(help="Greedy answers instead of the model's own settings.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time, for a checkpoint.")] = 16,
-    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")
+    ] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's model name.")] = "gpt-4-0613",
     judge_prompt: Annotated[Path | None, typer.Option(help="File with MM-Vet's published prompt.")] = None,
     judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
@@ -165,7 +166,9 @@ def bench(
 @app.command(epilog="Example: `genrecal demo --seeds 3`")
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat everything with this many seeds.")] = 1,
-    output: Annotated[Path, typer.Option(help="Where everything goes; a second call resumes.")] = Path("demo_output"),
+    output: Annotated[Path, typer.Option(help="Where everything goes; a second call resumes.")] = Path(
+        "demo_output"
+    ),
     config: Annotated[Path | None, typer.Option(help="A YAML file with other sizes and settings.")] = None,
     overrides: Overrides = None,
 ) -> None:

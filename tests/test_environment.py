@@ -44,7 +44,9 @@ def _two_steps(rank: int, folder: Path, port: int, losses: list[float]) -> None:
 
 
 def test_zero_3_trains_on_two_gloo_ranks(tmp_path: Path) -> None:
-    shape = Qwen2VLShape(hidden=32, layers=1, intermediate=32, vision_hidden=32, vision_layers=1, vocabulary=300)
+    shape = Qwen2VLShape(
+        hidden=32, layers=1, intermediate=32, vision_hidden=32, vision_layers=1, vocabulary=300
+    )
     write_qwen2_vl(tmp_path, ["what is in the picture?"] * 10, shape=shape, seed=0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -25,7 +25,7 @@ def open_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
     """
     where = source if isinstance(source, Path) else (name or "image")
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
         image = ImageOps.exif_transpose(image)
     except (FileNotFoundError, NotADirectoryError):

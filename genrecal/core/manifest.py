@@ -66,7 +66,9 @@ def read_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
     path = folder / NAME
     if not path.is_file():
         raise GenrecalError(
-            f"is no {kind} folder: it has no {NAME}", where=folder, fix=f"Name the folder of a finished {kind}"
+            f"is no {kind} folder: it has no {NAME}",
+            where=folder,
+            fix=f"Name the folder of a finished {kind}",
         )
     manifest = read_json(path)
     found = manifest.get("kind") if isinstance(manifest, dict) else None
@@ -92,6 +94,8 @@ def verify_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
             raise GenrecalError(f"file '{name}' is missing", where=folder, fix="Copy the whole folder again")
         if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
             raise GenrecalError(
-                f"file '{name}' differs from its SHA-256 in {NAME}", where=folder, fix="Copy the whole folder again"
+                f"file '{name}' differs from its SHA-256 in {NAME}",
+                where=folder,
+                fix="Copy the whole folder again",
             )
     return manifest

@@ -36,7 +36,9 @@ def read_mixture(sources: Sequence[SourceConfig]) -> tuple[Sample, ...]:
     for path in {path for sample in samples for path in sample.images}:
         if not path.is_file():
             owner = next(sample for sample in samples if path in sample.images)
-            raise DataError("no such image", where=path, fix=f"Sample '{owner.id}' of {owner.source} names it")
+            raise DataError(
+                "no such image", where=path, fix=f"Sample '{owner.id}' of {owner.source} names it"
+            )
     return tuple(samples)
 
 

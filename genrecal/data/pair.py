@@ -1,6 +1,6 @@
 """One sample as two token sequences: each VLM reads it through its own processor and chat template.
 
-    Sample -> question ids (with the image tokens) + answer ids + pixel tensors, for the teacher and the student
+    Sample -> question ids (with the image tokens) + answer ids + pixel tensors, for teacher and student
 
 The question ends where the model would start to generate; the answer is the text and the end-of-turn token.
 They are tokenized apart, so that the border lies between two tokens in both vocabularies.

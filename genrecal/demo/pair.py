@@ -204,9 +204,7 @@ def write_internvl(folder: Path, corpus: Iterable[str], *, shape: InternVLShape,
 def write_qwen2_vl(folder: Path, corpus: Iterable[str], *, shape: Qwen2VLShape, seed: int) -> None:
     """Write a Qwen2-VL with random weights and a tokenizer learned from `corpus` to `folder`."""
     template = CHAT_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-    tokenizer = _wrap(
-        train_tokenizer(corpus, QWEN2_VL_TOKENS, shape.vocabulary), QWEN2_VL_TOKENS, template
-    )
+    tokenizer = _wrap(train_tokenizer(corpus, QWEN2_VL_TOKENS, shape.vocabulary), QWEN2_VL_TOKENS, template)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN2_VL_TOKENS}
     head = shape.hidden // shape.heads
     # M-RoPE shares the rotary pairs of a head among time, height and width as Qwen2-VL does: 1/4, 3/8, 3/8.

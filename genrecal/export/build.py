@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from edge import build as layout
 from genrecal.core.console import console
@@ -89,8 +88,6 @@ def export_student(
     # The eager attention is what is traced, so it is what the graphs are compared with.
     model = load_model(student_folder, dtype=torch.float32, attn_implementation="eager")
     processor = load_processor(student_folder)
-    # The runtime reads tokenizer.json, which the fast tokenizer alone writes; it makes one where none is.
-    processor.tokenizer = AutoTokenizer.from_pretrained(student_folder, use_fast=True)
     checkpoint = parity.Checkpoint(model=model, processor=processor)
 
     output.parent.mkdir(parents=True, exist_ok=True)

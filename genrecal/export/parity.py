@@ -4,7 +4,7 @@
     query -> edge's preprocessing and prompt -> graphs -> the same       (the build)
 
 The build is opened as the device opens it, so a difference in preprocessing or in the prompt shows as well
-as one in a graph. Logits are compared on the checkpoint's answer, forced on both.
+as one in a graph. Logits are compared on the checkpoint's answer, which is forced on the build.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Expected:
     answer_ids: tuple[int, ...]
     """The greedy answer, the end-of-turn token included where it was generated."""
     logits_AV: NDArray[np.float32]
-    """Row i predicts `answer_ids[i]`."""
+    """As the model gave them step by step; row i predicts `answer_ids[i]`."""
     text: str
 
 
@@ -213,10 +213,10 @@ def _answer(checkpoint: Checkpoint, query: Query) -> Expected:
         max_new_tokens=MAX_NEW_TOKENS,
         max_length=None,
     )
-    whole = model.generate(**inputs, generation_config=settings)
+    settings.update(return_dict_in_generate=True, output_logits=True)
+    generated = model.generate(**inputs, generation_config=settings)
+    answer_ids = generated.sequences[0, prompt_ids.shape[1] :]
     vision = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **vision).logits[0]
-    answer_ids = whole[0, prompt_ids.shape[1] :]
     features = torch.cat(list(model.get_image_features(**vision))) if images else None
     return Expected(
         query=query,
@@ -224,7 +224,7 @@ def _answer(checkpoint: Checkpoint, query: Query) -> Expected:
         embeds_SD=model.get_input_embeddings()(prompt_ids[0]).numpy(),
         features_MD=None if features is None else features.numpy(),
         answer_ids=tuple(answer_ids.tolist()),
-        logits_AV=logits[prompt_ids.shape[1] - 1 : -1].numpy().copy(),
+        logits_AV=torch.cat(generated.logits).float().numpy(),
         text=processor.tokenizer.decode(answer_ids, skip_special_tokens=True),
     )
 

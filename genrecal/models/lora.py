@@ -67,5 +67,7 @@ def merge_lora(student: Any, adapter: Path, probe: Batch, *, tolerance: float) -
     after = merged(**inputs).logits
     difference = float((before - after).abs().max() / before.abs().max())
     if difference > tolerance:
-        raise ModelError(f"merging LoRA moves the logits by {difference:.2e} (limit {tolerance:.0e})", where=adapter)
+        raise ModelError(
+            f"merging LoRA moves the logits by {difference:.2e} (limit {tolerance:.0e})", where=adapter
+        )
     return merged, difference

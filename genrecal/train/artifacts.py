@@ -1,9 +1,9 @@
 """What a finished stage leaves behind, gathered from all ranks and written whole by rank 0.
 
-    RUN/stages/1-recalibrate/   recalibrator.safetensors, manifest.json (kind "stage")
-    RUN/stages/2-distill/       the same, adapter/ (PEFT layout), student/ (merged), manifest.json
-    RUN/stages/3-finetune/      student/, manifest.json
-    RUN/student/                the last stage's student: plain `save_pretrained`
+RUN/stages/1-recalibrate/   recalibrator.safetensors, manifest.json (kind "stage")
+RUN/stages/2-distill/       the same, adapter/ (PEFT layout), student/ (merged), manifest.json
+RUN/stages/3-finetune/      student/, manifest.json
+RUN/student/                the last stage's student: plain `save_pretrained`
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.ind
 
 
 def save_stage(
-    models: StageModels, folder: Path, *, student_folder: Path, probe: Batch, precision: str, facts: dict[str, Any]
+    models: StageModels,
+    folder: Path,
+    *,
+    student_folder: Path,
+    probe: Batch,
+    precision: str,
+    facts: dict[str, Any],
 ) -> None:
     """Write the stage's folder; called by every rank, as gathering needs them all.
 
@@ -44,9 +50,7 @@ def save_stage(
         facts: what the manifest says beside the files.
     """
     objective = models.objective
-    recalibrator = (
-        gather(named(objective.recalibrator)) if objective.recalibrator is not None else None
-    )
+    recalibrator = gather(named(objective.recalibrator)) if objective.recalibrator is not None else None
     student = gather(named(objective.student, trainable_only=models.adapter is not None))
     if dist.get_rank() == 0:
         with atomic_folder(folder) as temporary:

@@ -65,7 +65,5 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(engine: Any, checkpoint: Path) -> int:
     """Load engine and optimizer; returns the number of steps done."""
-    _, state = engine.load_checkpoint(
-        str(checkpoint.parent), tag=checkpoint.name, load_module_strict=False
-    )
+    _, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_module_strict=False)
     return int(state["step"])

@@ -83,9 +83,10 @@ def train(engine: Any, run: StageRun) -> None:
 def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[PairedBatch]) -> dict[str, Any]:
     started = time.perf_counter()
     config, ranks = run.config, dist.get_world_size()
-    # Dropout depends on the step alone, so a resumed run draws what the uninterrupted one drew.
-    torch.manual_seed(hash((config.seed, step, dist.get_rank())) % 2**63)
     micro_batches = [next(batches) for _ in range(run.settings.accumulation)]
+    # Dropout depends on the step alone, so a resumed run draws what the uninterrupted one drew. After the
+    # reading: a DataLoader draws a number too, when it starts.
+    torch.manual_seed(hash((config.seed, step, dist.get_rank())) % 2**63)
     tokens = _answer_tokens(micro_batches)
     rate = learning_rate(run.settings, step, run.steps)
     for group in engine.optimizer.param_groups:
@@ -187,7 +188,7 @@ def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
 def _read(
     reader: PairReader, pad: Callable[..., PairedBatch], indices: list[int]
 ) -> PairedBatch | GenrecalError:
-    """A micro-batch, or what is wrong with it as a value: raised in a worker, it would come as a traceback."""
+    """A micro-batch, or what is wrong with it, as a value: a worker's exceptions arrive as tracebacks."""
     try:
         return pad([reader[index] for index in indices])
     except GenrecalError as error:

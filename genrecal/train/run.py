@@ -63,7 +63,9 @@ def check_run(config: RunConfig) -> None:
                 fix="Give another output folder, or delete this one",
             )
     elif config.output.exists() and any(config.output.iterdir()):
-        raise ConfigError("is not empty and holds no run", where=config.output, fix="Give another output folder")
+        raise ConfigError(
+            "is not empty and holds no run", where=config.output, fix="Give another output folder"
+        )
     for folder in (config.student, config.teacher):
         if folder is not None:
             load_processor(folder)
@@ -125,7 +127,9 @@ def _run_stage(
         engine_settings=deepspeed_settings,
     )
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in models.objective.parameters() if p.requires_grad)
-    frozen = sum(getattr(p, "ds_numel", p.numel()) for p in models.objective.parameters() if not p.requires_grad)
+    frozen = sum(
+        getattr(p, "ds_numel", p.numel()) for p in models.objective.parameters() if not p.requires_grad
+    )
     engine = start(models.objective, deepspeed_settings)
     steps = step_count(
         samples=len(kept),

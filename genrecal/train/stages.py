@@ -1,8 +1,8 @@
 """Stages and methods as data: what trains, which loss terms, which data. The loop knows no stage by name.
 
-    genrecal     recalibrate -> distill -> finetune      (paper, section 3.3)
-    sft          adapt -> finetune                       the baseline with the same student updates
-    finetune     finetune                                SFT of all but the vision encoder, from any student
+genrecal     recalibrate -> distill -> finetune      (paper, section 3.3)
+sft          adapt -> finetune                       the baseline with the same student updates
+finetune     finetune                                SFT of all but the vision encoder, from any student
 """
 
 from __future__ import annotations

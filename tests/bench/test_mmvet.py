@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 
 import pytest
 
@@ -16,7 +17,7 @@ class TableJudge:
     """Grades from a table: reply -> one grade for each run."""
 
     title = "MM-Vet (judge table)"
-    facts = {"judge": "table"}
+    facts = MappingProxyType({"judge": "table"})
 
     def __init__(self, table):
         self.table = table

@@ -101,7 +101,7 @@ def test_other_questions_prompts_or_judges_are_not_put_side_by_side(reports):
     (student, build), _ = reports
     for change in ({"data_sha256": "0"}, {"prompt_sha256": "0"}):
         other = replace(build, results={"mmb": replace(build.results["mmb"], **change)})
-        with pytest.raises(BenchError, match="answered different questions|asked in different words"):
+        with pytest.raises(BenchError, match=r"answered different questions|asked in different words"):
             grid([student, other])
 
 

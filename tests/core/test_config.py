@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from genrecal.core.config import Config, dump_config, load_config, parse_config
 from genrecal.core.errors import ConfigError
@@ -18,7 +19,7 @@ class Inner(Config):
 class Outer(Config):
     name: str
     inner: Inner = Inner()
-    stages: dict[str, Inner] = {}
+    stages: dict[str, Inner] = Field(default={})
     names: tuple[str, ...] = ()
     folder: Path | None = None
 

@@ -61,6 +61,13 @@ def test_draws_follow_the_probabilities() -> None:
     assert np.abs(shares - probabilities).max() < 4 * np.sqrt(0.25 / len(draws))
 
 
+@pytest.mark.parametrize(("draw", "token"), [(0.0, 1), (np.nextafter(1.0, 0.0), 3)])
+def test_the_outermost_draws_are_allowed_tokens(draw: float, token: int) -> None:
+    scores_V = np.array([-np.inf, 0.3, -np.inf, 0.1, -np.inf], np.float32)
+    outermost = SimpleNamespace(random=lambda: draw)
+    assert choose_token(scores_V, GenerationSettings(do_sample=True), outermost) == token
+
+
 def test_greedy_takes_the_largest_whatever_the_sampler_is_set_to() -> None:
     logits_V = np.array([0.0, 5.0, 4.9], np.float32)
     settings = GenerationSettings(do_sample=False, temperature=0.0, top_k=1, top_p=0.1)

@@ -24,7 +24,7 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
-                weight.mul_(6.0)
+                weight.mul_(4.0)
     model.save_pretrained(folder)
     return folder
 

@@ -81,8 +81,8 @@ def test_the_report_is_measured(exported: Exporter) -> None:
     assert set(report) == {"fp32", "int8"}
     assert report["fp32"]["difference"]["decoder_model_merged"] < parity.LOGITS_TOLERANCE
     assert report["fp32"]["greedy_answers_equal"] == report["fp32"]["queries"] == len(QUERIES)
-    assert 1e-4 < report["int8"]["relative_logits_error"] < 0.1
-    assert report["int8"]["forced_top1"] > 0.8
+    assert 1e-4 < report["int8"]["relative_logits_error"] < 0.2
+    assert report["int8"]["forced_top1"] > 0.7
     assert report["int8"]["worst"]["query"][0].startswith("<image ")
     assert set(json.loads((exported("fp32") / "parity.json").read_text())["precisions"]) == {"fp32"}
 

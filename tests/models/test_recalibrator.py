@@ -52,7 +52,7 @@ def run(recalibrator: Recalibrator, inputs: dict[str, torch.Tensor]) -> torch.Te
 
 
 def test_causal(recalibrator: Recalibrator, inputs: dict[str, torch.Tensor]) -> None:
-    """Answer feature t reaches r from entry t + 1 on, and no earlier: entry t comes from the position before."""
+    """Answer feature t reaches r from entry t + 1 on, not before: it comes from the position before t."""
     before = run(recalibrator, inputs)
     for changed in range(int(ANSWERS[0])):
         suffix = inputs["suffix_BAD"].clone()

@@ -1,4 +1,4 @@
-"""Golden: every term of Algorithms 1 to 3 against the float64 reference, on a padded batch of mixed lengths."""
+"""Golden: every term of Algorithms 1 to 3 against the float64 reference, on a padded, mixed batch."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_probed_and_unprobed_steps_take_the_same_gradient(parts: Parts) -> None:
 
 
 def test_reading_figures_equal_the_reference(parts: Parts) -> None:
-    """Gradient norms by autograd through the reference; KL rises by the reference with the neighbour's z_q."""
+    """Gradient norms by autograd through the reference; KL rises with the neighbour's z_q in it."""
     batch, probe = parts.batch(), ReadingProbe()
     tokens_l, tokens_s = batch.teacher.answer_tokens, batch.student.answer_tokens
     terms = parts.objective("align", "regularize")(batch, probe)

@@ -1,4 +1,4 @@
-"""One trajectory: ranks, ZeRO stages, checkpointing and accumulation change how a step is taken, not which."""
+"""One trajectory: ranks, ZeRO stages, checkpointing and accumulation change how, not what."""
 
 from __future__ import annotations
 

@@ -1,0 +1,213 @@
+"""The steps of the demo, each finished before or done now: data, the two VLMs, the teacher's own answers.
+
+Every step leaves a folder that is there whole or not at all, so a demo that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.images import set_images
+from bench.subject import open_subject
+from bench.types import Query, SubjectSpec
+from genrecal.core.console import console
+from genrecal.core.files import read_json, write_json
+from genrecal.core.images import open_image
+from genrecal.data.check import check_overlap
+from genrecal.data.llava import read_llava
+from genrecal.demo.datasets import TestSets, corpus, write_test_sets, write_training_set
+from genrecal.demo.encoders import WarmEncoder, warm_encoder
+from genrecal.demo.pair import InternVLShape, Qwen2VLShape, write_internvl, write_qwen2_vl
+from genrecal.demo.settings import REGIMES, DemoConfig
+from genrecal.train.launch import distill
+from genrecal.train.settings import RunConfig
+from genrecal.train.stages import StageConfig
+
+SETS = {"mmb": "mmbench.tsv", "mmmu": "mmmu", "mmvet": "mm-vet"}
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoData:
+    """Where one seed's data lies."""
+
+    pretrain_teacher: Path
+    pretrain_student: Path
+    distill: Path
+    truth: Path  # the distillation set without its wrong answers; nothing trains on it
+    test: TestSets
+
+
+def make_data(config: DemoConfig, folder: Path, *, seed: int) -> DemoData:
+    """Draw the sets that are not there yet and check that no test image is in a training set.
+
+    Raises:
+        DataError: two sets have an image in common.
+    """
+    regime = REGIMES[config.regime]
+    sets = {
+        "pretrain": ("pretrain", config.teacher.images, 0.0),
+        "distill": ("distill", regime.images, regime.wrong_answers),
+        "truth": ("distill", regime.images, 0.0),
+    }
+    paths = {}
+    for name, (split, images, wrong) in sets.items():
+        path = folder / name / "conversations.json"
+        if not path.is_file():
+            console.print(f"data: drawing {images:,} images for {name}")
+            write_training_set(
+                folder / name,
+                seed=seed,
+                images=images,
+                split=split,
+                wrong_answers=wrong,  # type: ignore[arg-type]
+            )
+        paths[name] = path
+    test = folder / "test"
+    test_sets = TestSets(mmb=test / SETS["mmb"], mmvet=test / SETS["mmvet"], mmmu=test / SETS["mmmu"])
+    if not test.is_dir():
+        console.print(f"data: drawing three test sets of {config.test_questions} questions")
+        write_test_sets(test, seed=seed, questions=config.test_questions)
+        check_overlap(
+            ((str(image), open_image(image)) for path in paths.values() for image in _images(path)),
+            (
+                entry
+                for path in (test_sets.mmb, test_sets.mmvet, test_sets.mmmu)
+                for entry in set_images(path)
+            ),
+        ).require_none(where=test)
+    return DemoData(
+        pretrain_teacher=paths["pretrain"],
+        pretrain_student=first_images(paths["pretrain"], config.student.images),
+        distill=paths["distill"],
+        truth=paths["truth"],
+        test=test_sets,
+    )
+
+
+def first_images(conversations: Path, count: int) -> Path:
+    """The rows about the first `count` images of a set, as a file beside it."""
+    path = conversations.with_name(f"first-{count}.json")
+    if not path.is_file():
+        rows = read_json(conversations)
+        kept = set(list(dict.fromkeys(row["image"] for row in rows))[:count])
+        write_json(path, [row for row in rows if row["image"] in kept])
+    return path
+
+
+def make_vlm(
+    config: DemoConfig,
+    folder: Path,
+    *,
+    shape: InternVLShape | Qwen2VLShape,
+    warm: WarmEncoder,
+    pretrain: StageConfig,
+    data: Path,
+    seed: int,
+) -> Path:
+    """Fresh weights and tokenizer, a warmed image encoder, then SFT of all but that encoder.
+
+    Returns:
+        The folder of the finished VLM.
+    """
+    fresh = folder / "fresh"
+    warmed = fresh / "warmed.json"
+    if not warmed.is_file():
+        shutil.rmtree(fresh, ignore_errors=True)
+        write = write_internvl if isinstance(shape, InternVLShape) else write_qwen2_vl
+        write(fresh, corpus(seed), shape=shape, seed=seed)  # type: ignore[arg-type]
+        accuracy = warm_encoder(fresh, seed=seed, settings=warm)
+        console.print(f"{folder.name}: image encoder names {accuracy:.1%} of the unseen cells")
+        write_json(warmed, {"accuracy": accuracy})
+    run = run_config(
+        config,
+        method="finetune",
+        student=fresh,
+        teacher=None,
+        data=data,
+        output=folder / "pretrain",
+        stages={"finetune": pretrain.model_copy(update={"exclude_domains": ()})},
+        seed=seed,
+    )
+    distill(run)
+    return run.output / "student"
+
+
+def run_config(
+    config: DemoConfig,
+    *,
+    method: str,
+    student: Path,
+    teacher: Path | None,
+    data: Path,
+    output: Path,
+    stages: dict[str, StageConfig],
+    seed: int,
+) -> RunConfig:
+    """A run with the demo's engine settings: what a user would write in a YAML file."""
+    return RunConfig.model_validate(
+        {
+            "method": method,
+            "student": student,
+            "teacher": teacher,
+            "output": output,
+            "seed": seed,
+            "data": {"sources": [{"path": data}], "max_tokens": 512},
+            "recalibrator": config.recalibrator.model_dump(),
+            "lora": config.lora.model_dump(),
+            "optimizer": {"betas": config.betas},
+            "engine": {
+                "ranks": config.ranks,
+                "zero_stage": config.zero_stage,
+                "precision": "fp32",
+                "gradient_checkpointing": False,
+            },
+            "stages": {name: stage.model_dump() for name, stage in stages.items()},
+        }
+    )
+
+
+def relabel(conversations: Path, teacher: Path, target: Path) -> Path:
+    """The same questions with the teacher's own greedy answers; rows that it leaves empty are dropped.
+
+    Returns:
+        `target`, LLaVA JSON beside the images that it names.
+    """
+    if target.is_file():
+        return target
+    rows = read_json(conversations)
+    subject = open_subject(SubjectSpec(path=teacher, name="teacher", batch_size=BATCH, greedy=True))
+    samples = read_llava(conversations)
+    answers: list[str] = []
+    for start in range(0, len(samples), BATCH):
+        queries = [
+            Query(id=sample.id, parts=(open_image(sample.images[0]), _question(sample.turns[0].text)))
+            for sample in samples[start : start + BATCH]
+        ]
+        answers += [answer.text for answer in subject.answer(queries)]
+    relabelled = [
+        {**row, "conversations": [row["conversations"][0], {"from": "gpt", "value": answer}]}
+        for row, answer in zip(rows, answers, strict=True)
+        if answer
+    ]
+    write_json(target, relabelled)
+    return target
+
+
+def answers_right(conversations: Path, truth: Path) -> float:
+    """Share of the rows of `truth` whose answer in `conversations` is the same."""
+    given = {row["id"]: row["conversations"][-1]["value"] for row in json.loads(conversations.read_text())}
+    rows = json.loads(truth.read_text())
+    return sum(given.get(row["id"]) == row["conversations"][-1]["value"] for row in rows) / len(rows)
+
+
+def _question(text: str) -> str:
+    return text.removeprefix("<image>").removeprefix("\n")
+
+
+def _images(conversations: Path) -> Sequence[Path]:
+    return list(dict.fromkeys(image for sample in read_llava(conversations) for image in sample.images))
