@@ -186,6 +186,11 @@ def check(
 ) -> None:
     """Check by hash that no image of the training data is in a test set."""
     from bench.images import set_images
-    from genrecal.data.check import check_command
+    from genrecal.core.console import console
+    from genrecal.data.check import check_overlap
+    from genrecal.data.mixture import SourceConfig, read_mixture, training_images
 
-    check_command(training, {path: set_images(path) for path in test})
+    samples = read_mixture([SourceConfig(path=path, domain="general_vqa") for path in training])
+    found = check_overlap(training_images(samples), (entry for path in test for entry in set_images(path)))
+    found.require_none(where=", ".join(str(path) for path in test))
+    console.print(f"{found.testing_images} test images, none among {found.training_images} training images")

@@ -1,0 +1,1 @@
+"""The torch-free runtime: opens a build and answers questions about images."""

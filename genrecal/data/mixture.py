@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from genrecal.core.config import Config
 from genrecal.core.errors import DataError
+from genrecal.core.images import open_image
 from genrecal.core.types import Sample
 from genrecal.data.llava import read_llava
 
@@ -48,3 +51,9 @@ def without_domains(samples: Sequence[Sample], excluded: Sequence[str]) -> tuple
     if not kept:
         raise DataError(f"no sample is left without the domains {', '.join(excluded)}", where="data")
     return kept
+
+
+def training_images(samples: Sequence[Sample]) -> Iterator[tuple[str, Image.Image]]:
+    """Every image of `samples` once, decoded, by its path."""
+    for path in dict.fromkeys(path for sample in samples for path in sample.images):
+        yield str(path), open_image(path)

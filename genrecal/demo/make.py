@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from genrecal.core.files import read_json, write_json
 from genrecal.core.images import open_image
 from genrecal.data.check import check_overlap
 from genrecal.data.llava import read_llava
+from genrecal.data.mixture import training_images
 from genrecal.demo.datasets import TestSets, corpus, write_test_sets, write_training_set
 from genrecal.demo.encoders import WarmEncoder, warm_encoder
 from genrecal.demo.pair import InternVLShape, Qwen2VLShape, write_internvl, write_qwen2_vl
@@ -73,13 +73,13 @@ def make_data(config: DemoConfig, folder: Path, *, seed: int) -> DemoData:
         console.print(f"data: drawing three test sets of {config.test_questions} questions")
         write_test_sets(test, seed=seed, questions=config.test_questions)
         check_overlap(
-            ((str(image), open_image(image)) for path in paths.values() for image in _images(path)),
+            training_images([sample for path in paths.values() for sample in read_llava(path)]),
             (
                 entry
                 for path in (test_sets.mmb, test_sets.mmvet, test_sets.mmmu)
                 for entry in set_images(path)
             ),
-        ).require_none(where=test)
+        ).require_none(where=str(test))
     return DemoData(
         pretrain_teacher=paths["pretrain"],
         pretrain_student=first_images(paths["pretrain"], config.student.images),
@@ -207,7 +207,3 @@ def answers_right(conversations: Path, truth: Path) -> float:
 
 def _question(text: str) -> str:
     return text.removeprefix("<image>").removeprefix("\n")
-
-
-def _images(conversations: Path) -> Sequence[Path]:
-    return list(dict.fromkeys(image for sample in read_llava(conversations) for image in sample.images))

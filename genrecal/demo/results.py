@@ -2,9 +2,9 @@
 
     {"seed": 0, "versions": {…}, "seconds": {step: s},
      "labels": {"given": share of right answers, "teacher": the same of the teacher's answers},
-     "subjects": {key: {"label", "parameters", "scores": {set: {"title", "score", "low", "high", "n"}}, "mean",
-                        "weights_bytes", "tokens_per_s", "first_token_s", "peak_memory_bytes"}},
-     "gain": {baseline: {"difference", "low", "high"}}      GenRecal minus a baseline, paired over all questions
+     "subjects": {key: {"label", "parameters", "mean", "weights_bytes", "tokens_per_s", "first_token_s",
+                        "peak_memory_bytes", "scores": {set: {"title", "score", "low", "high", "n"}}}},
+     "gain": {baseline: {"difference", "low", "high"}}        GenRecal minus it, paired over all questions
      "agreement": {set: share of whole answers that int8 and fp32 builds share, "long": {"share", "n"}},
      "curves": {run: [{"stage", "step", "terms": {…}}]},
      "reading": [{"stage", "step", "grad_distill", …}],       Does the Recalibrator read the student?
@@ -212,7 +212,8 @@ def _parameters(folder: Path) -> int:
     count = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="np") as weights:
-            count += sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())
+            names = weights.keys()
+            count += sum(int(np.prod(weights.get_slice(name).get_shape())) for name in names)
     return count
 
 
@@ -227,7 +228,7 @@ def _gain(one: Report, other: Report) -> dict[str, float]:
         }
 
     found = paired_difference(hits(one), hits(other))
-    return {"difference": found.difference, "low": found.low, "high": found.high}
+    return {"difference": found.mean, "low": found.interval.low, "high": found.interval.high}
 
 
 def _agreement(

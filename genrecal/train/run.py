@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 from genrecal.core.config import dump_config, load_config
 from genrecal.core.console import console
@@ -126,10 +127,7 @@ def _run_stage(
         recalibrator_folder=recalibrator_folder,
         engine_settings=deepspeed_settings,
     )
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in models.objective.parameters() if p.requires_grad)
-    frozen = sum(
-        getattr(p, "ds_numel", p.numel()) for p in models.objective.parameters() if not p.requires_grad
-    )
+    trained, frozen = _count(models.objective)
     engine = start(models.objective, deepspeed_settings)
     steps = step_count(
         samples=len(kept),
@@ -168,6 +166,14 @@ def _run_stage(
     engine.destroy()
     del engine, models
     gc.collect()
+
+
+def _count(module: nn.Module) -> tuple[int, int]:
+    """Trainable and frozen parameters; ZeRO-3 keeps the whole size in `ds_numel`."""
+    counts = {True: 0, False: 0}
+    for parameter in module.parameters():
+        counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+    return counts[True], counts[False]
 
 
 def _facts(name: str, steps: int, trained: int, frozen: int, fingerprint: str) -> dict[str, Any]:

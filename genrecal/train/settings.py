@@ -69,7 +69,7 @@ class RunConfig(Config):
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
-    stages: dict[str, StageConfig] = {}
+    stages: dict[str, StageConfig] = Field(default_factory=dict)
     """Settings by stage name: recalibrate, distill, adapt, finetune."""
 
     @model_validator(mode="after")

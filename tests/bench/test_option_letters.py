@@ -29,6 +29,8 @@ OPTIONS = {"A": "a cat", "B": "a dog", "C": "two dogs", "D": "none of these"}
         ("Failed to obtain answer via API", None),
         ("B or C", None),
         ("The answer is B or C", "B"),  # the verbose rule takes the first match
+        ("B it must be", "B"),  # the fourth word from the end still counts
+        ("B it must be so", None),  # the fifth does not
         ("B is what I would choose here today", None),  # named once, but too early
         ("The correct answer is **B**. Here is why, at some length", "B"),
         ("the answer is c", "C"),
