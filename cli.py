@@ -194,3 +194,7 @@ def check(
     found = check_overlap(training_images(samples), (entry for path in test for entry in set_images(path)))
     found.require_none(where=", ".join(str(path) for path in test))
     console.print(f"{found.testing_images} test images, none among {found.training_images} training images")
+
+
+if __name__ == "__main__":
+    app()

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from edge import build as layout
+from genrecal.core import card
 from genrecal.core.console import console
 from genrecal.core.errors import BuildError
 from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
-from genrecal.export import card, parity
+from genrecal.export import parity
 from genrecal.export.onnx_graphs import export_graphs
 from genrecal.export.quantize import initializer_bytes, quantize_graph, scheme
 from genrecal.export.student import family_of, find_student

@@ -20,11 +20,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from genrecal.core.card import write_student_card
 from genrecal.core.config import dump_config, load_config
 from genrecal.core.console import console
 from genrecal.core.errors import ConfigError, GenrecalError
 from genrecal.core.files import write_text
-from genrecal.core.manifest import NAME, verify_manifest, write_manifest
+from genrecal.core.manifest import NAME, installed_versions, verify_manifest, write_manifest
 from genrecal.core.types import Sample
 from genrecal.data.batch import Batch, collate_one
 from genrecal.data.mixture import read_mixture, without_domains
@@ -97,6 +98,7 @@ def run_method(config: RunConfig) -> None:
             recalibrator_folder = folder
     if leader:
         publish(student_folder, config.output / "student")
+        write_student_card(config.output / "student", _provenance(config))
         shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
         write_manifest(config.output, kind="run", config=config.model_dump(mode="json"))
         console.print(f"student: {config.output / 'student'}")
@@ -166,6 +168,17 @@ def _run_stage(
     engine.destroy()
     del engine, models
     gc.collect()
+
+
+def _provenance(config: RunConfig) -> dict[str, Any]:
+    return {
+        "run": config.output.name,
+        "method": config.method,
+        "teacher": str(config.teacher) if config.teacher else None,
+        "base_student": str(config.student),
+        "seed": config.seed,
+        "run_versions": installed_versions(),
+    }
 
 
 def _count(module: nn.Module) -> tuple[int, int]:

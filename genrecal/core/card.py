@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,17 @@ import yaml
 from genrecal.core.files import write_text
 
 NAME = "README.md"
+# What a hub takes as a base model; a path of this machine means nothing to it.
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def write_student_card(folder: Path, provenance: dict[str, Any]) -> Path:
-    """Write the card of a student folder; `provenance` is `find_student(...).provenance`."""
+    """Write the card of a student folder.
+
+    Args:
+        folder: the student.
+        provenance: as far as known, run, method, stage, teacher, base_student and versions.
+    """
     body = f"""# {_title(provenance)}
 
 {_origin(provenance)}
@@ -78,7 +86,7 @@ genrecal ask PATH image.jpg "What is in the picture?"
 
 def _front(provenance: dict[str, Any]) -> dict[str, Any]:
     models = [provenance.get("base_student"), provenance.get("teacher")]
-    known = [str(model) for model in models if model]
+    known = [str(model) for model in models if model and HUB_NAME.fullmatch(str(model))]
     tags = ["genrecal"] + (["distillation"] if provenance.get("teacher") else [])
     return ({"base_model": known} if known else {}) | {"pipeline_tag": "image-text-to-text", "tags": tags}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from genrecal.export.card import write_build_card, write_student_card
+from genrecal.core.card import write_build_card, write_student_card
 
 PROVENANCE = {
     "run": "first",
