@@ -55,7 +55,8 @@ def parse_config(content: dict[str, Any], kind: type[ConfigType], *, where: Path
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # A misspelt key also leaves the right one missing; the misspelling is what to tell.
+        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind), n=1)

@@ -32,25 +32,25 @@ from genrecal.demo.questions import (
 
 # Kind of drawing -> its share of the images.
 SHARES = {
-    "single": 0.17,
-    "scene": 0.24,
+    "single": 0.20,
+    "scene": 0.26,
     "compare": 0.10,
-    "bars": 0.17,
-    "text": 0.10,
-    "letter": 0.06,
-    "digit": 0.05,
-    "sum": 0.06,
-    "number": 0.05,
+    "bars": 0.14,
+    "text": 0.08,
+    "letter": 0.07,
+    "digit": 0.07,
+    "sum": 0.05,
+    "number": 0.03,
 }
 # Of the kinds that have a wide form; about a sixth of all images.
 WIDE_SHARE = 0.25
 # Form of the question -> its share, for questions that can be asked in every form.
 FORM_SHARES: dict[Form, float] = {
-    "bare": 0.34,
+    "bare": 0.32,
     "mmmu_open": 0.18,
-    "mmb": 0.20,
-    "mmmu_choice": 0.14,
-    "choice": 0.14,
+    "mmb": 0.28,
+    "mmmu_choice": 0.16,
+    "choice": 0.06,
 }
 CIRCULAR_OFFSET = 10**6
 MMMU_IMAGES = 7

@@ -28,7 +28,7 @@ def test_warming_changes_the_encoder_alone_and_it_learns(tmp_path, monkeypatch, 
     before = {name: value.clone() for name, value in load_model(folder).state_dict().items()}
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(encoders, "HELD_OUT", 100)
-    warm = warm_encoder(folder, seed=0, settings=WarmEncoder(steps=60), show=False)
+    warm = warm_encoder(folder, seed=0, settings=WarmEncoder(steps=150), show=False)
     after = load_model(folder)
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert found.keys() == files.keys()
