@@ -21,6 +21,8 @@ class OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except GenrecalError as error:
+            if error.reported:
+                raise typer.Exit(error.exit_code) from None
             fail(str(error), error.exit_code)
         except ModuleNotFoundError as error:
             extra = EXTRA_OF.get((error.name or "").partition(".")[0])

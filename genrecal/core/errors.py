@@ -15,6 +15,7 @@ class GenrecalError(Exception):
     """
 
     exit_code = 1
+    reported = False  # whether the process that failed has told the user already
 
     def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from bench import mmvet
 from bench.run import NAME, TIMED_QUERIES, run_bench
 from bench.subject import open_subject
 from bench.types import SubjectSpec
@@ -33,6 +34,9 @@ from genrecal.export.build import export_run
 from genrecal.train.launch import distill
 
 Value = TypeVar("Value")
+
+# Questions on which torch and ONNX Runtime are compared at export.
+PARITY_PROMPTS = 50
 
 # Subject -> its row's name in the table, in the table's order.
 SUBJECTS = {
@@ -175,6 +179,7 @@ def _train(config: DemoConfig, folder: Path, data: DemoData, seed: int, clock: C
         )
         clock.step(f"run: {name}", lambda run=run: distill(run))
         runs[name] = run.output
+    prompts = [mmvet.as_query(question).parts for question in mmvet.load(data.test.mmvet)[:PARITY_PROMPTS]]
     builds = {}
     for precision in ("fp32", "int8"):
         build = folder / "builds" / precision
@@ -182,7 +187,7 @@ def _train(config: DemoConfig, folder: Path, data: DemoData, seed: int, clock: C
             clock.step(
                 f"export: {precision}",
                 lambda build=build, precision=precision: export_run(
-                    runs["genrecal"], build, precision=precision
+                    runs["genrecal"], build, precision=precision, parity_prompts=prompts
                 ),
             )
         builds[precision] = build

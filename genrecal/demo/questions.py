@@ -202,9 +202,12 @@ def ask(question: Question, form: Form, rng: random.Random) -> Asked:
             f"\n{letter}. {option}" for letter, option in zip(OPTION_LETTERS, options, strict=False)
         )
         prompt = question.text + listed
-    # The option before its letter: what to find comes first, then where it stands. Letters alone are learned
-    # by models of this size after several times as many samples.
-    answers = [f"{option}, so {letter}." for letter, option in zip(OPTION_LETTERS, options, strict=False)]
+    # The option before its letter: what to find comes first, then where it stands; and behind a word, because
+    # there an option has the tokens that it has in the list. Letters alone, or options at the start of the
+    # answer, are learned by models of this size after several times as many samples.
+    answers = [
+        f"It is {option}, so {letter}." for letter, option in zip(OPTION_LETTERS, options, strict=False)
+    ]
     return Asked(
         prompt=prompt,
         answer=answers[right],

@@ -75,10 +75,11 @@ def _save_merged(
     """Save the adapter, merge it into a fresh copy of the student, save that; the merge is proven."""
     assert models.adapter is not None
     adapter = folder / "adapter"
+    # PEFT records the path that the base was loaded from, which means nothing on another machine.
+    models.adapter.peft_config["default"].base_model_name_or_path = student_folder.name
     models.adapter.save_pretrained(
         str(adapter), state_dict={f"base_model.model.{name}": tensor for name, tensor in weights.items()}
     )
-    # PEFT records the path that the base was loaded from, which means nothing on another machine.
     base = load_model(student_folder)
     merged, difference = merge_lora(
         base, adapter, probe.to(torch.device("cpu"), base.dtype), tolerance=MERGE_TOLERANCE[precision]

@@ -43,8 +43,10 @@ def distill(config: RunConfig) -> None:
 class RankFailed(TrainError):
     """A rank ended early and has said why on stderr."""
 
+    reported = True
+
     def __init__(self, exit_code: int) -> None:
-        super().__init__("a rank failed; see its message above")
+        super().__init__("a rank failed")
         self.exit_code = exit_code if exit_code > 0 else TrainError.exit_code
 
 

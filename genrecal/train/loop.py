@@ -152,7 +152,8 @@ def _answer_tokens(batches: list[PairedBatch]) -> dict[str, float]:
 
 def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
     """The micro-batches of this rank, in order, from step `first` on."""
-    rows = [
+    # A generator: a stage of the paper has millions of micro-batches.
+    rows = (
         row
         for step in range(first, run.steps)
         for row in step_indices(
@@ -164,7 +165,7 @@ def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
             micro_batch=run.settings.micro_batch,
             accumulation=run.settings.accumulation,
         )
-    ]
+    )
     reader = run.reader
     pad = partial(
         collate,

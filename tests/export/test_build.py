@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_the_report_is_measured(exported: Exporter) -> None:
     assert report["int8"]["forced_top1"] > 0.7
     assert report["int8"]["worst"]["query"][0].startswith("<image ")
     assert set(json.loads((exported("fp32") / "parity.json").read_text())["precisions"]) == {"fp32"}
+
+
+def test_fifty_questions_about_images_of_different_sizes(student_folder: Path, tmp_path: Path) -> None:
+    generator = random.Random(1)
+    sizes = [(generator.randint(20, 300), generator.randint(20, 300)) for _ in range(50)]
+    queries = [
+        (Image.effect_noise(size, 90).convert("RGB"), f"how many circles {number}")
+        for number, size in enumerate(sizes)
+    ]
+    build = export_run(student_folder, tmp_path / "build", precision="fp32", parity_prompts=queries)
+    found = json.loads((build / "parity.json").read_text())["precisions"]["fp32"]
+    assert found["queries"] == found["prompts_equal"] == found["greedy_answers_equal"] == 50
+    assert found["difference"]["decoder_model_merged"] < 1e-3
 
 
 def test_exporting_again_gives_the_same_bytes(
