@@ -78,7 +78,9 @@ Overrides = Annotated[
 ]
 
 
-@app.command(epilog="Example: `genrecal distill configs/qwen2_vl_2b_from_internvl2_5_78b.yaml --set seed=1`")
+@app.command(
+    epilog="Example: `genrecal distill configs/paper/qwen2_vl_2b_from_internvl2_5_78b.yaml --set seed=1`"
+)
 def distill(
     config: Annotated[Path, typer.Argument(help="The run's YAML config.")], overrides: Overrides = None
 ) -> None:

@@ -28,8 +28,9 @@ from genrecal.core.files import read_json, write_json, write_text
 from genrecal.core.manifest import installed_versions
 from genrecal.demo.make import BATCH, DemoData, answers_right, make_data, make_vlm, relabel, run_config
 from genrecal.demo.report import write_report
-from genrecal.demo.results import gather_results, print_summary
+from genrecal.demo.results import gather_results
 from genrecal.demo.settings import DemoConfig
+from genrecal.demo.summary import print_summary
 from genrecal.export.build import export_run
 from genrecal.train.launch import distill
 

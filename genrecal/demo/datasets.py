@@ -19,16 +19,8 @@ from PIL import Image
 
 from genrecal.core.files import atomic_folder, write_bytes, write_json, write_text
 from genrecal.demo.drawings import Layout, Split, compose, render
-from genrecal.demo.questions import (
-    OPTION_LETTERS,
-    SKILLS,
-    Form,
-    Question,
-    ask,
-    choices_of,
-    hint_for,
-    questions_about,
-)
+from genrecal.demo.prompts import OPTION_LETTERS, Form, ask, choices_of, hint_for
+from genrecal.demo.questions import SKILLS, Question, questions_about
 
 # Kind of drawing -> its share of the images.
 SHARES = {

@@ -51,8 +51,8 @@ def make_data(config: DemoConfig, folder: Path, *, seed: int) -> DemoData:
     regime = REGIMES[config.regime]
     sets = {
         "pretrain": ("pretrain", config.teacher.images, 0.0),
-        "distill": ("distill", regime.images, regime.wrong_answers),
-        "truth": ("distill", regime.images, 0.0),
+        "distill": ("distill", config.distill_images or regime.images, regime.wrong_answers),
+        "truth": ("distill", config.distill_images or regime.images, 0.0),
     }
     paths = {}
     for name, (split, images, wrong) in sets.items():
@@ -132,6 +132,7 @@ def make_vlm(
         output=folder / "pretrain",
         stages={"finetune": pretrain.model_copy(update={"exclude_domains": ()})},
         seed=seed,
+        zero_stage=config.pretrain_zero_stage,
     )
     distill(run)
     return run.output / "student"
@@ -147,6 +148,7 @@ def run_config(
     output: Path,
     stages: dict[str, StageConfig],
     seed: int,
+    zero_stage: int | None = None,
 ) -> RunConfig:
     """A run with the demo's engine settings: what a user would write in a YAML file."""
     return RunConfig.model_validate(
@@ -162,7 +164,7 @@ def run_config(
             "optimizer": {"betas": config.betas},
             "engine": {
                 "ranks": config.ranks,
-                "zero_stage": config.zero_stage,
+                "zero_stage": config.zero_stage if zero_stage is None else zero_stage,
                 "precision": "fp32",
                 "gradient_checkpointing": False,
             },

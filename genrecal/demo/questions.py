@@ -1,9 +1,8 @@
-"""Questions about drawings, with the right reply, plausible wrong ones, and the prompts that ask them.
+"""Questions about drawings, with the right reply and plausible wrong ones.
 
-    Layout --questions_about--> Question (text, truth, wrong)  --ask--> Asked (prompt, answer, wrong answer)
+    Layout --questions_about--> Question (text, truth, wrong)
 
-The prompts are those of the benchmarks that the test sets imitate, word by word, so that the models learn in
-training what the bench asks; the wordings are few and short because every word costs tokens of tiny models.
+The wordings are few and short because every word costs tokens of tiny models.
 """
 
 from __future__ import annotations
@@ -11,12 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from genrecal.demo.drawings import COLORS, DIGITS, LETTERS, MAX_BAR, SHAPES, Item, Layout
-
-Form = Literal["mmb", "mmmu_choice", "mmmu_open", "choice", "bare"]
-FORMS: tuple[Form, ...] = get_args(Form)
 
 SIDES = {"circle": "0", "triangle": "3", "square": "4"}
 THINGS = {
@@ -27,7 +22,6 @@ THINGS = {
     "purple": "grape",
     "black": "coal",
 }
-OPTION_LETTERS = "ABCD"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,86 +127,11 @@ class Question:
         return bool(self.truth.short)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A question as one prompt, with the text to learn and a plausible wrong one."""
-
-    prompt: str
-    answer: str
-    wrong_answer: str
-
-
 def questions_about(layout: Layout, rng: random.Random) -> list[Question]:
     """Every question that fits a layout, each with one truth, in random order."""
     questions = _MAKERS[layout.kind](layout.items, rng)
     rng.shuffle(questions)
     return questions
-
-
-def choices_of(question: Question, rng: random.Random) -> tuple[list[str], int]:
-    """Two to four options in random order, and the place of the right one."""
-    count = min(rng.choices((2, 3, 4), (3, 4, 3))[0], 1 + len(question.wrong))
-    options = [question.truth.short, *(reply.short for reply in rng.sample(question.wrong, count - 1))]
-    rng.shuffle(options)
-    return options, options.index(question.truth.short)
-
-
-def mmb_prompt(text: str, options: Sequence[str], hint: str = "") -> str:
-    """MMBench as VLMEvalKit asks it."""
-    lines = "".join(f"{letter}. {option}\n" for letter, option in zip(OPTION_LETTERS, options, strict=False))
-    return (
-        (f"Hint: {hint}\n" if hint else "")
-        + f"Question: {text}\nOptions:\n{lines}"
-        + "Please select the correct answer from the options above. \n"
-    )
-
-
-def mmmu_choice_prompt(text: str, options: Sequence[str]) -> str:
-    """MMMU's multiple choice."""
-    lines = "".join(f"({letter}) {option}\n" for letter, option in zip(OPTION_LETTERS, options, strict=False))
-    return f"{text}\n\n{lines}\nAnswer with the option's letter from the given choices directly."
-
-
-def mmmu_open_prompt(text: str) -> str:
-    """MMMU's open questions."""
-    return f"{text}\n\nAnswer the question using a single word or phrase."
-
-
-def hint_for(question: Question) -> str:
-    """A hint in the manner of MMBench; it helps, and gives nothing away."""
-    return {"chart": "Look at the bars.", "count": "Look at the shapes."}.get(question.skill, "")
-
-
-def ask(question: Question, form: Form, rng: random.Random) -> Asked:
-    """Render a question in one of the forms; the wrong answer is of the same form."""
-    wrong = rng.choice(question.wrong)
-    if form == "bare":
-        return Asked(prompt=question.text, answer=question.truth.explained, wrong_answer=wrong.explained)
-    if form == "mmmu_open":
-        return Asked(
-            prompt=mmmu_open_prompt(question.text), answer=question.truth.short, wrong_answer=wrong.short
-        )
-    options, right = choices_of(question, rng)
-    if form == "mmb":
-        prompt = mmb_prompt(question.text, options, hint_for(question) if rng.random() < 0.1 else "")
-    elif form == "mmmu_choice":
-        prompt = mmmu_choice_prompt(question.text, options)
-    else:
-        listed = "".join(
-            f"\n{letter}. {option}" for letter, option in zip(OPTION_LETTERS, options, strict=False)
-        )
-        prompt = question.text + listed
-    # The option before its letter: what to find comes first, then where it stands; and behind a word, because
-    # there an option has the tokens that it has in the list. Letters alone, or options at the start of the
-    # answer, are learned by models of this size after several times as many samples.
-    answers = [
-        f"It is {option}, so {letter}." for letter, option in zip(OPTION_LETTERS, options, strict=False)
-    ]
-    return Asked(
-        prompt=prompt,
-        answer=answers[right],
-        wrong_answer=rng.choice(answers[:right] + answers[right + 1 :]),
-    )
 
 
 def _question(text: str, skill: str, truth: tuple[str, str], wrong: Sequence[tuple[str, str]]) -> Question:

@@ -59,6 +59,8 @@ class DemoConfig(Config):
 
     regime: Literal["scarce", "plentiful"] = "scarce"
     """The distillation set: scarce, partly mislabelled and new, or plentiful and clean."""
+    distill_images: int | None = None
+    """Images of the distillation set; default: the regime's."""
     ranks: int = 2
     """Processes that train."""
     teacher: TeacherConfig = TeacherConfig()
@@ -77,7 +79,10 @@ class DemoConfig(Config):
     """Of AdamW; runs of a few hundred steps want a shorter memory than the paper's default."""
     test_questions: int = 300
     """Questions of each test set."""
+    pretrain_zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage of the two pre-trainings; on a CPU ZeRO-3 takes longer for every step."""
     zero_stage: Literal[0, 1, 2, 3] = 3
+    """ZeRO stage of the distillation and of its baselines."""
 
 
 def load_demo_config(path: Path | None, overrides: Sequence[str] = ()) -> DemoConfig:

@@ -1,4 +1,4 @@
-"""Start the ranks of a run: processes on this machine, or this process as a rank of torchrun or Slurm."""
+"""Start the ranks of a run: processes on this machine, or this process as a rank of torchrun."""
 
 from __future__ import annotations
 

@@ -79,6 +79,7 @@ def check_run(config: RunConfig) -> None:
 def run_method(config: RunConfig) -> None:
     """Run every stage on this rank; all ranks call it with the same config."""
     join_ranks()
+    dist.barrier()  # every rank has looked at the run folder before one writes to it
     leader = dist.get_rank() == 0
     if leader:
         write_text(config.output / CONFIG, dump_config(config))

@@ -39,7 +39,7 @@ class EngineConfig(Config):
     """How DeepSpeed runs the stages."""
 
     ranks: int = Field(default=1, ge=1)
-    """Processes on this machine; under torchrun or Slurm the launcher's count is used instead."""
+    """Processes on this machine; under torchrun its count is used instead."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """ZeRO stage (paper: 3)."""
     precision: Literal["fp32", "bf16"] = "bf16"
