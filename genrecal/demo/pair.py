@@ -81,7 +81,7 @@ class InternVLShape(Config):
 class Qwen2VLShape(Config):
     """Sizes of a Qwen2-VL; head sizes are hidden / heads."""
 
-    vocabulary: int = 448
+    vocabulary: int = 512
     """Entries of the BPE tokenizer at the most, special tokens included."""
     patch: int = 8
     """Edge of a patch in pixels; 2 x 2 patches make one image token."""

@@ -3,6 +3,8 @@ import re
 
 import pytest
 
+from bench.mmmu_parse import parse_choice
+from bench.option_letters import infer_option
 from genrecal.core.types import DOMAINS
 from genrecal.demo.drawings import KINDS, Item, Layout, compose
 from genrecal.demo.prompts import FORMS, ask, choices_of, mmb_prompt, mmmu_choice_prompt, mmmu_open_prompt
@@ -106,10 +108,23 @@ def test_the_answer_is_the_option_that_is_true(form):
             assert asked.answer in (question.truth.short, question.truth.explained)
         else:
             for answer in (asked.answer, asked.wrong_answer):
-                option, letter = re.fullmatch(r"It is (.+), so ([A-D])\.", answer).groups()
-                mark = f"({letter}) " if form == "mmmu_choice" else f"{letter}. "
-                assert f"\n{mark}{option}\n" in f"{asked.prompt}\n"
+                option = answer.removeprefix("Of these options the answer is ").removesuffix(".")
+                assert re.search(rf"\n\(?[A-D][.)] {option}\n", f"{asked.prompt}\n")
                 assert (option == question.truth.short) == (answer == asked.answer)
+
+
+@pytest.mark.parametrize("form", ["mmb", "mmmu_choice"])
+def test_the_official_parsers_take_the_answers(form):
+    rng = random.Random(form)
+    for _ in range(500):
+        kind = rng.choice(ASKED_KINDS)
+        questions = questions_about(compose(kind, rng, wide=False, split="test"), rng)
+        asked = ask(next(question for question in questions if question.has_short), form, rng)
+        options = dict(re.findall(r"\n\(?([A-D])[.)] (.+)", asked.prompt))
+        parse = infer_option if form == "mmb" else parse_choice
+        found = {reply: parse(reply, options) for reply in (asked.answer, asked.wrong_answer)}
+        assert options[found[asked.answer]] in asked.answer
+        assert None not in found.values() and len(set(found.values())) == 2
 
 
 def test_options_hold_the_truth_once():
