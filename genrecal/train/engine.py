@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-import torch
-
-if not torch.cuda.is_available():
-    # Read by DeepSpeed when it is imported.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 import deepspeed
+import torch
 import torch.distributed as dist
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
@@ -29,7 +25,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def join_ranks() -> None:
     """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name."""
     if not dist.is_initialized():
-        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        with redirect_stdout(io.StringIO()):  # it prints a line for an operator that it has found
+            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 

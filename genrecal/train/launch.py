@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import warnings
 
 import torch
 import torch.multiprocessing as processes
@@ -62,6 +63,8 @@ def _rank(rank: int, config: RunConfig, port: int) -> None:
     }
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+    # torch's own distributed code calls functions that torch has deprecated, once a rank and stage.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     try:
         run_method(config)
     except GenrecalError as error:

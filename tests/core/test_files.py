@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genrecal.core.errors import GenrecalError
-from genrecal.core.files import atomic_folder, read_json, sha256_file, write_bytes, write_json, write_text
+from genrecal.core.files import atomic_folder, read_json, sha256_file, write_bytes, write_text
 from genrecal.core.manifest import NAME, read_manifest, verify_manifest, write_manifest
 
 
@@ -39,13 +39,6 @@ def test_a_cut_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(Cut):
         write_bytes(target, b"new")
     assert target.read_bytes() == b"old" and entries(tmp_path) == {"a.txt"}
-
-
-def test_equal_values_give_equal_bytes(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
-    write_json(tmp_path / "b.json", {"a": "é", "b": 1})
-    assert sha256_file(tmp_path / "a.json") == sha256_file(tmp_path / "b.json")
-    assert read_json(tmp_path / "a.json") == {"a": "é", "b": 1}
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
