@@ -183,10 +183,12 @@ def _verdict(results: Sequence[Results], key: str, name: str) -> str:
         for gain in gains
     )
     many = len(gains) > 1
-    line = f"GenRecal {'beats' if mean > 0 else 'does not beat'} {name}: "
+    # A mean above zero beats nothing while the questions cannot tell it from zero.
+    above = all(gain["low"] > 0 for gain in gains)
+    line = f"GenRecal {'beats' if above else 'does not beat'} {name}: "
     line += f"{mean:+.1f} points on average; by seed {by_seed}" if many else f"{by_seed} points"
     line += ", paired over all questions"
-    if all(gain["low"] > 0 for gain in gains) or all(gain["high"] < 0 for gain in gains):
+    if above or all(gain["high"] < 0 for gain in gains):
         return line
     if many:
         return f"{line}; not every seed's interval lies on the same side of zero"

@@ -223,6 +223,9 @@ def test_verdicts_follow_the_figures():
     assert lines[1].endswith("the interval holds zero, so these questions cannot tell")
     assert "End of recalibrate: gradient at z_q 0.69 by distillation, 0.25 by SFT" in lines[2]
     assert "+0.490 nats at the first answer token, -0.0125 at later ones" in lines[2]
+    level = made_up(0)
+    level["gain"]["sft"] = {"difference": 0.01, "low": -0.01, "high": 0.03}
+    assert summary_lines([level])[0].startswith("GenRecal does not beat SFT: +1.0 [-1.0, +3.0]")
     worse = made_up(1)
     worse["gain"]["sft"] = {"difference": -0.08, "low": -0.1, "high": -0.05}
     line = summary_lines([results, worse])[0]
