@@ -3,7 +3,7 @@ and a machine without torch can run the commands that need none."""
 
 from __future__ import annotations
 
-import errno
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ class OneLineErrors(TyperGroup):
                 raise
             fail(f"'{error.name}' is not installed. Install genrecal[{extra}]", ConfigError.exit_code)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            if error.errno is None:
                 raise
             fail(f"{error.filename or 'disk'}: {error.strerror}", GenrecalError.exit_code)
 
@@ -114,14 +114,18 @@ def ask(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampled answers.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed, where the build samples.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=os.cpu_count(), help="Threads of the runtime.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
 ) -> None:
     """Answer a question about an image with a build; needs neither torch nor transformers."""
     from edge.model import EdgeModel
     from genrecal.core.images import open_image
 
+    if not question.strip():
+        raise ConfigError("is empty", where="the question")
     picture = open_image(image)
     model = EdgeModel.open(build, device=device, threads=threads)
     given = {"max_new_tokens": max_new_tokens, "seed": seed}

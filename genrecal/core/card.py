@@ -29,13 +29,15 @@ def write_student_card(folder: Path, provenance: dict[str, Any]) -> Path:
 ## Load it
 
 ```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 model = AutoModelForImageTextToText.from_pretrained("PATH")
-processor = AutoProcessor.from_pretrained("PATH", use_fast=False)
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+image_processor = AutoImageProcessor.from_pretrained("PATH", use_fast=False)
 ```
 
-It needs no genrecal. `genrecal export` makes an edge build of it that needs no torch.
+It needs no genrecal. `AutoProcessor` joins the last two where torchvision is installed.
+`genrecal export` makes an edge build of it that needs no torch.
 
 {_provenance(provenance)}
 """

@@ -71,13 +71,17 @@ def read_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
             fix=f"Name the folder of a finished {kind}",
         )
     manifest = read_json(path)
-    found = manifest.get("kind") if isinstance(manifest, dict) else None
-    if found != kind:
-        raise GenrecalError(f"is a folder of kind '{found}', not '{kind}'", where=folder)
+    damaged = GenrecalError(f"its {NAME} is damaged", where=folder)
+    if not isinstance(manifest, dict):
+        raise damaged
+    if manifest.get("kind") != kind:
+        raise GenrecalError(f"is a folder of kind '{manifest.get('kind')}', not '{kind}'", where=folder)
     if manifest.get("format") != FORMAT:
         raise GenrecalError(
             f"has manifest format {manifest.get('format')}, this genrecal reads {FORMAT}", where=folder
         )
+    if not _is_file_list(manifest.get("files")):
+        raise damaged
     return manifest
 
 
@@ -99,3 +103,9 @@ def verify_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
                 fix="Copy the whole folder again",
             )
     return manifest
+
+
+def _is_file_list(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys() for entry in files.values()
+    )

@@ -44,6 +44,8 @@ def _sample(row: Any, where: str, root: Path, domain: str | None, path: Path) ->
         raise DataError("does not end with an answer", where=where)
     if not turns[-1].text.strip():
         raise DataError("has an empty answer", where=where)
+    if IMAGE_MARK in turns[-1].text:
+        raise DataError(f"has an '{IMAGE_MARK}' in its answer", where=where)
     names = row.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -72,14 +72,18 @@ def make_data(config: DemoConfig, folder: Path, *, seed: int) -> DemoData:
     if not test.is_dir():
         console.print(f"data: drawing three test sets of {config.test_questions} questions")
         write_test_sets(test, seed=seed, questions=config.test_questions)
-        check_overlap(
+    checked = folder / "no-overlap.json"
+    if not checked.is_file():
+        found = check_overlap(
             training_images([sample for path in paths.values() for sample in read_llava(path)]),
             (
                 entry
                 for path in (test_sets.mmb, test_sets.mmvet, test_sets.mmmu)
                 for entry in set_images(path)
             ),
-        ).require_none(where=str(test))
+        )
+        found.require_none(where=str(test))
+        write_json(checked, {"training_images": found.training_images, "test_images": found.testing_images})
     return DemoData(
         pretrain_teacher=paths["pretrain"],
         pretrain_student=first_images(paths["pretrain"], config.student.images),
@@ -115,7 +119,7 @@ def make_vlm(
         The folder of the finished VLM.
     """
     fresh = folder / "fresh"
-    warmed = fresh / "warmed.json"
+    warmed = folder / "warmed.json"
     if not warmed.is_file():
         shutil.rmtree(fresh, ignore_errors=True)
         write = write_internvl if isinstance(shape, InternVLShape) else write_qwen2_vl

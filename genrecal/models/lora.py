@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from pydantic import Field
 
 from genrecal.core.config import Config
 from genrecal.core.errors import ModelError
@@ -20,9 +21,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class LoraConfig(Config):
     """Rank, alpha and dropout; the defaults are the paper's."""
 
-    rank: int = 64
-    alpha: int = 64
-    dropout: float = 0.05
+    rank: int = Field(default=64, ge=1)
+    alpha: int = Field(default=64, ge=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
 
 
 def add_lora(student: Any, config: LoraConfig, family: Family) -> PeftModel:
@@ -31,12 +32,11 @@ def add_lora(student: Any, config: LoraConfig, family: Family) -> PeftModel:
     `student` is changed in place: its own forward passes through the adapters.
     """
     targets = rf"{family.body.replace('.', chr(92) + '.')}.*\.({'|'.join(PROJECTIONS)})"
-    return get_peft_model(
-        student,
-        PeftLoraConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
-        ),
+    settings = PeftLoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
     )
+    # In the student's precision: ZeRO-3 wants one for all that trains, and keeps fp32 master weights itself.
+    return get_peft_model(student, settings, autocast_adapter_dtype=False)
 
 
 @torch.no_grad()

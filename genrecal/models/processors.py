@@ -15,6 +15,8 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from genrecal.core.errors import ModelError
+from genrecal.core.files import read_json
+from genrecal.core.manifest import NAME
 
 if not is_torchvision_available():
     # The video half of these processors needs torchvision. Images do not, so it is left out where
@@ -29,6 +31,10 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError("no such model folder", where=folder)
     if not (folder / "config.json").is_file():
         raise ModelError("has no config.json", where=folder, fix="Name a folder written by save_pretrained")
+    if (folder / NAME).is_file() and read_json(folder / NAME).get("kind") == "build":
+        raise ModelError(
+            "is an edge build, not a checkpoint", where=folder, fix="Name the student it was made of"
+        )
 
 
 def load_processor(folder: Path) -> Any:
@@ -40,7 +46,7 @@ def load_processor(folder: Path) -> Any:
         processor = AutoProcessor.from_pretrained(folder, use_fast=False, trust_remote_code=False)
         processor.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return processor
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
         raise ModelError(f"its processor cannot be loaded ({_one_line(error)})", where=folder) from error
 
 
@@ -49,7 +55,7 @@ def load_model(folder: Path, **options: Any) -> Any:
     check_model_folder(folder)
     try:
         return AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **options).eval()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as above
         raise ModelError(f"its model cannot be loaded ({_one_line(error)})", where=folder) from error
 
 

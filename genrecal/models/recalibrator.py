@@ -16,6 +16,7 @@ import copy
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from genrecal.core.config import Config
@@ -24,7 +25,7 @@ from genrecal.core.config import Config
 class RecalibratorConfig(Config):
     """The Recalibrator's shape and input."""
 
-    blocks: int = 2
+    blocks: int = Field(default=2, ge=1)
     """Decoder blocks in rec_body (paper: 2)."""
     answer_input: Literal["features", "embeddings"] = "features"
     """What it reads at the answer: the teacher's features (paper) or the teacher's token embeddings."""

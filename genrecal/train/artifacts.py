@@ -22,6 +22,7 @@ from genrecal.core.manifest import NAME, write_manifest
 from genrecal.data.batch import Batch
 from genrecal.models.lora import merge_lora
 from genrecal.models.processors import load_model
+from genrecal.train.checkpoint import writing
 from genrecal.train.engine import gather
 from genrecal.train.setup import RECALIBRATOR_FILE, StageModels, named
 
@@ -53,7 +54,7 @@ def save_stage(
     recalibrator = gather(named(objective.recalibrator)) if objective.recalibrator is not None else None
     student = gather(named(objective.student, trainable_only=models.adapter is not None))
     if dist.get_rank() == 0:
-        with atomic_folder(folder) as temporary:
+        with writing(folder), atomic_folder(folder) as temporary:
             if recalibrator is not None:
                 save_file(recalibrator, temporary / RECALIBRATOR_FILE)
             if models.adapter is not None:

@@ -8,14 +8,31 @@ A folder without a manifest is a save that was cut off; it is never loaded.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from genrecal.core.errors import GenrecalError, TrainError
 from genrecal.core.files import sync_tree
 from genrecal.core.manifest import NAME, verify_manifest, write_manifest
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise when they cannot write into a TrainError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise TrainError(
+            f"cannot be written ({line})",
+            where=folder,
+            fix="Is the disk full? The same command resumes from what was saved before",
+        ) from error
 
 
 def save_checkpoint(engine: Any, folder: Path, *, step: int) -> None:
@@ -24,13 +41,14 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int) -> None:
     if dist.get_rank() == 0 and target.exists():
         shutil.rmtree(target)
     dist.barrier()
-    engine.save_checkpoint(
-        str(folder),
-        tag=target.name,
-        client_state={"step": step},
-        save_latest=False,
-        exclude_frozen_parameters=True,
-    )
+    with writing(target):
+        engine.save_checkpoint(
+            str(folder),
+            tag=target.name,
+            client_state={"step": step},
+            save_latest=False,
+            exclude_frozen_parameters=True,
+        )
     dist.barrier()
     if dist.get_rank() == 0:
         sync_tree(target)

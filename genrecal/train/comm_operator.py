@@ -15,7 +15,7 @@ from pathlib import Path
 from genrecal.core.errors import TrainError
 
 OPERATOR = "deepspeed_shm_comm"
-STALE_LOCK_S = 600
+STALE_LOCK_S = 300
 
 
 def check_build() -> None:
@@ -29,7 +29,17 @@ def check_build() -> None:
     from torch.utils.cpp_extension import _get_build_directory
 
     lock = Path(_get_build_directory(OPERATOR, verbose=False)) / "lock"
-    if lock.exists() and time.time() - lock.stat().st_mtime > STALE_LOCK_S:
+    waiting = False
+    while lock.exists():
+        if time.time() - lock.stat().st_mtime < STALE_LOCK_S:
+            if not waiting:
+                print(
+                    f"another process compiles DeepSpeed's communication operator ({lock}); waiting",
+                    flush=True,
+                )
+            waiting = True
+            time.sleep(1)
+            continue
         raise TrainError(
             "a build of DeepSpeed's communication operator was killed and left its lock",
             where=lock,

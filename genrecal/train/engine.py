@@ -57,6 +57,8 @@ def engine_config(engine: EngineConfig, optimizer: OptimizerConfig, stage: Stage
         "gradient_clipping": optimizer.clip,
         "zero_optimization": zero,
         "bf16": {"enabled": engine.precision == "bf16"},
+        # Sums of many micro-batches: bf16 would round the later ones away.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import traceback
 import warnings
 
 import torch
@@ -27,7 +28,7 @@ def distill(config: RunConfig) -> None:
         console.print(f"{config.output}: finished before, nothing to do")
         return
     if "RANK" in os.environ:
-        run_method(config)
+        _run_or_exit(config)
         return
     ranks = config.engine.ranks
     if not torch.cuda.is_available() and ranks > 1:
@@ -42,12 +43,14 @@ def distill(config: RunConfig) -> None:
 
 
 class RankFailed(TrainError):
-    """A rank ended early and has said why on stderr."""
-
-    reported = True
+    """A rank ended early; unless a signal killed it, it has said why on stderr."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("a rank failed")
+        super().__init__(
+            f"a rank was killed by signal {-exit_code}",
+            fix="Out of memory? Lower micro_batch; the same command resumes",
+        )
+        self.reported = exit_code > 0
         self.exit_code = exit_code if exit_code > 0 else TrainError.exit_code
 
 
@@ -65,12 +68,31 @@ def _rank(rank: int, config: RunConfig, port: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     # torch's own distributed code calls functions that torch has deprecated, once a rank and stage.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    _run_or_exit(config)
+
+
+def _run_or_exit(config: RunConfig) -> None:
+    """Run this rank; on an error say why and leave at once.
+
+    Other ranks wait in a collective, and a clean exit would wait for them.
+    """
     try:
         run_method(config)
     except GenrecalError as error:
         errors.print(f"error: {error}", soft_wrap=True, markup=False)
-        sys.stderr.flush()
-        os._exit(error.exit_code)  # other ranks wait in a collective; a clean exit would wait for them
+        code = error.exit_code
+    except OSError as error:
+        errors.print(
+            f"error: {error.filename or config.output}: {error.strerror}", soft_wrap=True, markup=False
+        )
+        code = TrainError.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = TrainError.exit_code
+    else:
+        return
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _free_port() -> int:

@@ -36,6 +36,8 @@ from genrecal.train.reading import ReadingProbe, reading_metrics
 from genrecal.train.settings import RunConfig
 from genrecal.train.stages import Stage, StageConfig
 
+# Between two lines of progress in a log.
+SAY_EVERY_S = 30
 # The loss terms that each entry of Stage.losses stands for.
 TERMS = {"align": ("ar", "kl"), "regularize": ("reg_ar", "reg_kl"), "sft": ("sft",)}
 
@@ -67,6 +69,7 @@ def train(engine: Any, run: StageRun) -> None:
     if engine.module.teacher is not None:
         engine.module.teacher.eval()
     batches = _batches(run, first)
+    started = said = time.monotonic()
     with progress(disable=not leader) as bar:
         task = bar.add_task(run.name, total=run.steps, completed=first, note="")
         for step in range(first, run.steps):
@@ -74,10 +77,19 @@ def train(engine: Any, run: StageRun) -> None:
             if leader:
                 _append(run.metrics, record)
                 bar.update(task, advance=1, note=f"loss {record['loss']:.3f}")
+                said = _say(run, record, started, first, said)
             if (step + 1) % run.config.engine.save_every == 0 and step + 1 < run.steps:
                 save_checkpoint(engine, run.checkpoints, step=step + 1)
-    if leader and not console.is_terminal:
-        console.print(f"{run.name}: {run.steps} steps, last loss {record['loss']:.4f}")
+
+
+def _say(run: StageRun, record: dict[str, Any], started: float, first: int, said: float) -> float:
+    """A line with the ETA every half a minute where no terminal shows the bar; returns when it spoke last."""
+    now, done = time.monotonic(), record["step"] + 1
+    if console.is_terminal or (now - said < SAY_EVERY_S and done < run.steps):
+        return said
+    left = (now - started) / (done - first) * (run.steps - done)
+    console.print(f"{run.name}: step {done} of {run.steps}, loss {record['loss']:.4f}, ETA {left:.0f} s")
+    return now
 
 
 def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[PairedBatch]) -> dict[str, Any]:

@@ -82,6 +82,10 @@ def run_method(config: RunConfig) -> None:
     dist.barrier()  # every rank has looked at the run folder before one writes to it
     leader = dist.get_rank() == 0
     if leader:
+        # What a kill left of folders that were being written.
+        for folder in (config.output, config.output / "stages"):
+            for leftover in folder.glob(".*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         write_text(config.output / CONFIG, dump_config(config))
     samples = read_mixture(config.data.sources)
     student_folder, recalibrator_folder = config.student, None

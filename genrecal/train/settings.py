@@ -29,9 +29,9 @@ class DataConfig(Config):
 class OptimizerConfig(Config):
     """AdamW (paper, section 4.1c); the learning rates stand in the stages."""
 
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
 
 
@@ -63,7 +63,7 @@ class RunConfig(Config):
     """Folder of the teacher; needed where the method reads one."""
     output: Path
     """The run folder; the same command again resumes what is there."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     data: DataConfig
     recalibrator: RecalibratorConfig = RecalibratorConfig()
     lora: LoraConfig = LoraConfig()

@@ -59,7 +59,10 @@ def build_stage(
             model.requires_grad_(False)
     recalibrator = None
     if teacher is not None:
-        recalibrator = build_recalibrator(config, student, teacher, recalibrator_folder).to(dtype)
+        recalibrator = build_recalibrator(config, student, teacher, recalibrator_folder)
+        for parameter in recalibrator.parameters():
+            # Parameters alone: in bf16 the rotary frequencies, a buffer, would lose their far positions.
+            parameter.data = parameter.data.to(dtype)
         recalibrator.requires_grad_("recalibrator" in stage.trains)
     adapter = None
     if "student_lora" in stage.trains:

@@ -18,7 +18,7 @@ from genrecal.core.config import Config
 class Stage:
     """One stage of training."""
 
-    trains: tuple[str, ...]  # among TRAINABLE in setup.py: recalibrator, student_lora, student_full
+    trains: tuple[str, ...]  # among recalibrator, student_lora, student_full
     losses: tuple[str, ...]  # among "align" (Algorithm 1), "regularize" (Algorithm 2), "sft"
     exclude_domains: tuple[str, ...] = ()
 

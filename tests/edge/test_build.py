@@ -81,7 +81,7 @@ def test_a_flipped_byte_in_any_file(copy: Path) -> None:
     [
         (b'{"kind": "build", ', "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
-        (b"[]", "is a folder of kind 'None'"),
+        (b"[]", "is damaged"),
         (b'{"kind": "build", "format": 2}', "has manifest format 2"),
         (b'{"kind": "build", "format": 1}', "is damaged"),
         (b'{"kind": "build", "format": 1, "files": {"config.json": 3}}', "is damaged"),
