@@ -115,9 +115,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed, where the build samples.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=os.cpu_count(), help="Threads of the runtime.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
 ) -> None:
     """Answer a question about an image with a build; needs neither torch nor transformers."""
@@ -126,6 +124,10 @@ def ask(
 
     if not question.strip():
         raise ConfigError("is empty", where="the question")
+    if threads is not None and threads > (os.cpu_count() or threads):
+        raise ConfigError(
+            f"{threads} are more than the {os.cpu_count()} cores of this machine", where="--threads"
+        )
     picture = open_image(image)
     model = EdgeModel.open(build, device=device, threads=threads)
     given = {"max_new_tokens": max_new_tokens, "seed": seed}

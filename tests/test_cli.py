@@ -115,6 +115,11 @@ def test_ask_with_a_file_that_is_no_image(build: Path, picture: Path) -> None:
     assert "is not an image" in line_of("ask", build, picture, "What?")[1]
 
 
+def test_ask_with_an_empty_question_or_too_many_threads(build: Path, picture: Path) -> None:
+    assert "the question: is empty" in line_of("ask", build, picture, " ")[1]
+    assert "cores of this machine" in line_of("ask", build, picture, "What?", "--threads", "100000")[1]
+
+
 def test_ask_with_a_folder_that_is_no_build(tiny_pair: TinyPair, picture: Path) -> None:
     code, line = line_of("ask", tiny_pair.student, picture, "What?")
     assert code == 5
