@@ -94,6 +94,7 @@ def write_config(
         micro_batch: int = 4,
         accumulation: int = 2,
         dropout: float = 0.0,
+        precision: str = "fp32",
     ) -> Path:
         stage = {
             "micro_batch": micro_batch,
@@ -111,7 +112,7 @@ def write_config(
             "engine": {
                 "ranks": ranks,
                 "zero_stage": zero_stage,
-                "precision": "fp32",
+                "precision": precision,
                 "gradient_checkpointing": gradient_checkpointing,
                 "probe_every": 2,
                 "save_every": 2,
@@ -146,6 +147,7 @@ def runs(write_config: WriteConfig, pair_hashes: dict[str, str]) -> dict[str, Ru
         "one_micro_batch": {"micro_batch": 8, "accumulation": 1},
         "dropout": {"dropout": 0.1, "gradient_checkpointing": True},
         "sft": {"method": "sft"},
+        "bf16": {"precision": "bf16", "gradient_checkpointing": True, "micro_batch": 1, "accumulation": 8},
     }
     configs = {name: write_config(name, **settings) for name, settings in variants.items()}
     done = drive(list(configs.values()), as_one_rank())
