@@ -124,6 +124,8 @@ def ask(
 
     if not question.strip():
         raise ConfigError("is empty", where="the question")
+    if not question.isprintable() and question.encode(errors="replace").decode() != question:
+        raise ConfigError("is not valid UTF-8", where="the question")
     if threads is not None and threads > (os.cpu_count() or threads):
         raise ConfigError(
             f"{threads} are more than the {os.cpu_count()} cores of this machine", where="--threads"
@@ -193,6 +195,9 @@ def demo(
 def check(
     training: Annotated[list[Path], typer.Argument(help="LLaVA conversation JSON files.")],
     test: Annotated[list[Path], typer.Option(help="Test sets: TSV, parquet, a folder, or LLaVA JSON.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Where training image paths start; default: beside each JSON.")
+    ] = None,
 ) -> None:
     """Check by hash that no image of the training data is in a test set."""
     from bench.images import set_images
@@ -200,7 +205,9 @@ def check(
     from genrecal.data.check import check_overlap
     from genrecal.data.mixture import SourceConfig, read_mixture, training_images
 
-    samples = read_mixture([SourceConfig(path=path, domain="general_vqa") for path in training])
+    samples = read_mixture(
+        [SourceConfig(path=path, images=images, domain="general_vqa") for path in training]
+    )
     found = check_overlap(training_images(samples), (entry for path in test for entry in set_images(path)))
     found.require_none(where=", ".join(str(path) for path in test))
     console.print(f"{found.testing_images} test images, none among {found.training_images} training images")

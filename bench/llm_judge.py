@@ -87,6 +87,9 @@ def endpoint_from(model: str, base_url: str | None = None, api_key: str | None =
     return Endpoint(base_url=base_url, model=model, api_key=api_key)
 
 
+UNREACHABLE = "no connection"
+
+
 class LLMJudge:
     """Grades through an endpoint, at most once for each item and run: replies are replayed from `cache`."""
 
@@ -120,7 +123,14 @@ class LLMJudge:
 
     def grade(self, items: Sequence[JudgeItem], *, run: int) -> list[Grade]:
         with ThreadPoolExecutor(WORKERS) as pool:
-            return list(pool.map(lambda item: self._grade(item, run), items))
+            grades = list(pool.map(lambda item: self._grade(item, run), items))
+        if grades and all(grade.reason.startswith(UNREACHABLE) for grade in grades):
+            raise BenchError(
+                f"the judge answers nothing ({grades[0].reason})",
+                where=self.endpoint.base_url,
+                fix="Check the judge's address; the answers are kept, so the same command only judges again",
+            )
+        return grades
 
     def _grade(self, item: JudgeItem, run: int) -> Grade:
         reference = item.reference.replace(AND, f" {AND} ").replace(OR, f" {OR} ")
@@ -143,6 +153,8 @@ class LLMJudge:
                     where=self.endpoint.base_url,
                     fix="Check the judge's address, model and key",
                 ) from None
+            except openai.APIConnectionError as error:
+                return Grade(score=None, reason=f"{UNREACHABLE}: {' '.join(str(error).split())[:200]}")
             except openai.OpenAIError as error:
                 # Not cached: the next run of the same command asks again.
                 return Grade(score=None, reason=f"the call failed: {' '.join(str(error).split())[:200]}")

@@ -24,7 +24,7 @@ from bench.report import Report, Result, print_reports, write_markdown
 from bench.stats import bootstrap_interval
 from bench.subject import open_subject, spec_to_json
 from bench.types import Answer, Query, Score, Subject, SubjectSpec
-from genrecal.core.console import progress
+from genrecal.core.console import console, progress
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_bytes, write_json
 from genrecal.core.manifest import installed_versions
@@ -109,6 +109,7 @@ def run_bench(
     write_json(output / NAME, asdict(report))
     if not quiet:
         print_reports([report])
+        console.print(f"report: {output / TABLE}")
     return report
 
 

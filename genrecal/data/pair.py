@@ -75,6 +75,11 @@ def tokenize(
     Raises:
         DataError: the sample is longer than `max_tokens`.
     """
+    if any(processor.image_token in turn.text for turn in sample.turns):
+        raise DataError(
+            f"has the text '{processor.image_token}', which stands for an image",
+            where=f"sample '{sample.id}' of {sample.source}",
+        )
     text = processor.apply_chat_template(chat_messages(sample), add_generation_prompt=True, tokenize=False)
     encoded = processor(text=[text], images=images or None, return_tensors="pt")
     question_ids = encoded.pop("input_ids")[0]

@@ -143,6 +143,12 @@ def _run_stage(
         micro_batch=settings.micro_batch,
         accumulation=settings.accumulation,
     )
+    if settings.warmup_steps >= steps:
+        raise ConfigError(
+            f"warms up over {settings.warmup_steps} of {steps} steps",
+            where=f"stages.{name}.warmup_steps",
+            fix="Lower it",
+        )
     if dist.get_rank() == 0:
         console.print(
             f"{name}: {len(kept):,} samples, {steps} steps on {dist.get_world_size()} ranks,"

@@ -157,3 +157,12 @@ def test_prompt_files(tmp_path):
     for name in ("empty", "missing"):
         with pytest.raises(BenchError):
             read_prompt(tmp_path / name)
+
+
+def test_an_endpoint_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    judge = LLMJudge(
+        Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key="k"), tmp_path / "judge.jsonl"
+    )
+    with pytest.raises(BenchError, match=r"127\.0\.0\.1:9/v1: the judge answers nothing \(no connection"):
+        judge.grade([JudgeItem(id="1", question="q", reference="a", reply="b")], run=0)

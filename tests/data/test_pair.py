@@ -10,7 +10,7 @@ import torch
 
 from genrecal.core.errors import DataError
 from genrecal.core.images import open_image
-from genrecal.core.types import Sample
+from genrecal.core.types import Sample, Turn
 from genrecal.data.batch import collate, collate_one
 from genrecal.data.llava import read_llava
 from genrecal.data.pair import PairReader, chat_messages, tokenize
@@ -132,3 +132,14 @@ def test_without_a_teacher(tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp
     reader = PairReader(samples, student=load_processor(tiny_pair.student), teacher=None, max_tokens=512)
     assert len(reader) == len(samples) and reader[0].teacher is None
     assert collate([reader[0]], student_padding=0).teacher is None
+
+
+def test_an_image_token_typed_in_the_text_is_an_error(
+    reader: PairReader, samples: tuple[Sample, ...]
+) -> None:
+    turns = (Turn(role="user", text="What is <|image_pad|>?"), Turn(role="assistant", text="A token."))
+    typed = Sample(id="typed", images=(), turns=turns, domain="knowledge", source="here")
+    with pytest.raises(
+        DataError, match="sample 'typed' of here: has the text '<|image_pad|>'".replace("|", r"\|")
+    ):
+        tokenize(typed, reader.student, [], max_tokens=512)
