@@ -165,4 +165,4 @@ def test_an_endpoint_that_is_not_there_is_an_error(tmp_path, monkeypatch):
         Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key="k"), tmp_path / "judge.jsonl"
     )
     with pytest.raises(BenchError, match=r"127\.0\.0\.1:9/v1: the judge answers nothing \(no connection"):
-        judge.grade([JudgeItem(id="1", question="q", reference="a", reply="b")], run=0)
+        judge.grade([JudgeItem(question="q", reference="a", reply="b")], run=0)
