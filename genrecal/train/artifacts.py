@@ -79,7 +79,9 @@ def _save_merged(
     # PEFT records the path that the base was loaded from, which means nothing on another machine.
     models.adapter.peft_config["default"].base_model_name_or_path = student_folder.name
     models.adapter.save_pretrained(
-        str(adapter), state_dict={f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+        str(adapter),
+        state_dict={f"base_model.model.{name}": tensor for name, tensor in weights.items()},
+        save_embedding_layers=False,
     )
     base = load_model(student_folder)
     merged, difference = merge_lora(
