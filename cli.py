@@ -124,7 +124,7 @@ def ask(
 
     if not question.strip():
         raise ConfigError("is empty", where="the question")
-    if not question.isprintable() and question.encode(errors="replace").decode() != question:
+    if question.encode(errors="replace").decode() != question:
         raise ConfigError("is not valid UTF-8", where="the question")
     if threads is not None and threads > (os.cpu_count() or threads):
         raise ConfigError(

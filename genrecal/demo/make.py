@@ -5,7 +5,6 @@ Every step leaves a folder that is there whole or not at all, so a demo that was
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,8 +205,8 @@ def relabel(conversations: Path, teacher: Path, target: Path) -> Path:
 
 def answers_right(conversations: Path, truth: Path) -> float:
     """Share of the rows of `truth` whose answer in `conversations` is the same."""
-    given = {row["id"]: row["conversations"][-1]["value"] for row in json.loads(conversations.read_text())}
-    rows = json.loads(truth.read_text())
+    given = {row["id"]: row["conversations"][-1]["value"] for row in read_json(conversations)}
+    rows = read_json(truth)
     return sum(given.get(row["id"]) == row["conversations"][-1]["value"] for row in rows) / len(rows)
 
 
