@@ -157,6 +157,8 @@ def bench(
     judge_model: Annotated[str, typer.Option(help="The judge's model name.")] = "gpt-4-0613",
     judge_prompt: Annotated[Path | None, typer.Option(help="File with MM-Vet's published prompt.")] = None,
     judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each set, evenly spaced.")] = None,
+    timed: Annotated[int, typer.Option(min=0, help="Queries that speed is measured with; 0: none.")] = 12,
 ) -> None:
     """Score a checkpoint or a build on MMB, MMMU and MM-Vet, and measure its speed, memory and size."""
     from bench.run import bench_command
@@ -172,6 +174,8 @@ def bench(
         judge_model=judge_model,
         judge_prompt=judge_prompt,
         judge_runs=judge_runs,
+        timed_queries=timed,
+        limit=limit,
     )
 
 

@@ -19,6 +19,7 @@ from bench import mmbench, mmmu, mmvet
 from bench.journal import append_lines, read_lines
 from bench.judge import Judge, OfflineJudge
 from bench.llm_judge import PROMPT, LLMJudge, endpoint_from, read_prompt
+from bench.part import part_of
 from bench.perf import Perf, measure
 from bench.report import Report, Result, print_reports, write_markdown
 from bench.stats import bootstrap_interval
@@ -44,6 +45,7 @@ def run_bench(
     judge_runs: int = 1,
     official_random: bool = False,
     timed_queries: int = TIMED_QUERIES,
+    limit: int | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> Report:
@@ -57,6 +59,7 @@ def run_bench(
         judge_runs: gradings of MM-Vet that are averaged.
         official_random: draw MMMU's answers that cannot be parsed, as the official script does.
         timed_queries: of the queries with the longest answers, for latency and speed; 0 leaves them out.
+        limit: questions of each set at the most, evenly spaced; None: all.
         seed: of the bootstrap.
         quiet: print neither progress nor the table.
 
@@ -69,7 +72,7 @@ def run_bench(
     judge = judge or OfflineJudge()
     # Every set is read before the first answer, so that a bad file shows at once.
     questions: dict[str, Sequence[Any]] = {
-        name: BENCHMARKS[name].load(sets[name]) for name in BENCHMARKS if name in sets
+        name: part_of(name, BENCHMARKS[name].load(sets[name]), limit) for name in BENCHMARKS if name in sets
     }
     versions = installed_versions()
     results: dict[str, Result] = {}
@@ -126,6 +129,8 @@ def bench_command(
     judge_prompt: Path | None = None,
     judge_runs: int = 1,
     official_random: bool = False,
+    timed_queries: int = TIMED_QUERIES,
+    limit: int | None = None,
 ) -> Report:
     """What `genrecal bench` does: open the subject and the judge, run, print.
 
@@ -149,6 +154,8 @@ def bench_command(
         judge=judge,
         judge_runs=judge_runs,
         official_random=official_random,
+        timed_queries=timed_queries,
+        limit=limit,
     )
 
 

@@ -34,6 +34,8 @@ OPTIONS = {
         "--judge-model",
         "--judge-prompt",
         "--judge-runs",
+        "--limit",
+        "--timed",
     },
     "demo": {"--seeds", "--output", "--config", "--set"},
 }

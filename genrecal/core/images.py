@@ -8,23 +8,26 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genrecal.core.errors import DataError
+from genrecal.core.types import ImageSource
 
 # Qwen2-VL's resize refuses anything longer; such an image holds nothing a model can read.
 MAX_ASPECT_RATIO = 200
 
 
-def open_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
+def open_image(source: ImageSource | bytes, *, name: str | None = None) -> Image.Image:
     """Decode an image whole, turn it upright by its EXIF tag and convert it to RGB.
 
     Args:
-        source: a path, or the encoded bytes.
+        source: a path, a stored image (types.py), or the encoded bytes.
         name: what an error calls the image when `source` is bytes.
 
     Raises:
         DataError: missing, truncated, of an unknown format, empty, or longer than 200:1.
     """
-    where = source if isinstance(source, Path) else (name or "image")
+    where = (name or "image") if isinstance(source, bytes) else str(source)
     try:
+        if not isinstance(source, Path | bytes):
+            source = source.read()
         image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
         image = ImageOps.exif_transpose(image)

@@ -1,6 +1,6 @@
 """Paired samples as padded tensors, right-padded: positions 0..Q-1 the question, Q..Q+A-1 the answer.
 
-A batch without any image gets a blank one behind the end of its first sample, where the attention mask is
+A batch without any image gets a blank one behind the end of its shortest sample, where the attention mask is
 zero and no loss looks. ZeRO-3 gathers a module's weights from all ranks when the module runs, so a rank whose
 samples are text alone has to run the vision encoder as the others do.
 
@@ -13,8 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from genrecal.data.pair import BlankImage, PairedSample, TokenizedSample
+from genrecal.data.inputs import Prompt, join_vision
+from genrecal.data.pair import PairedSample, TokenizedSample
+
+# Ends of padded answer positions: behind every answer.
+NEVER = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,8 @@ class Batch:
     question_lengths_B: torch.Tensor
     answer_ids_BA: torch.Tensor
     answer_mask_BA: torch.Tensor  # bool
+    answer_ends_BA: torch.Tensor  # characters of the answer that are complete with each token
+    token_inputs: dict[str, torch.Tensor]  # [B, S] each, what some families read beside the ids
     vision: dict[str, torch.Tensor]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -36,6 +43,8 @@ class Batch:
             question_lengths_B=self.question_lengths_B.to(device),
             answer_ids_BA=self.answer_ids_BA.to(device),
             answer_mask_BA=self.answer_mask_BA.to(device),
+            answer_ends_BA=self.answer_ends_BA.to(device),
+            token_inputs={name: value.to(device) for name, value in self.token_inputs.items()},
             vision={
                 name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
                 for name, value in self.vision.items()
@@ -49,53 +58,70 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedBatch:
-    """The same samples for the student and, where the method has one, for the teacher."""
+    """The same samples for the student and for every teacher of the run."""
 
     ids: tuple[str, ...]
+    domains: tuple[str, ...]
     student: Batch
-    teacher: Batch | None
+    teachers: tuple[Batch, ...] = ()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PairedBatch:
-        teacher = self.teacher.to(device, dtype) if self.teacher is not None else None
-        return PairedBatch(ids=self.ids, student=self.student.to(device, dtype), teacher=teacher)
+        return PairedBatch(
+            ids=self.ids,
+            domains=self.domains,
+            student=self.student.to(device, dtype),
+            teachers=tuple(teacher.to(device, dtype) for teacher in self.teachers),
+        )
 
 
 def collate(
     rows: Sequence[PairedSample],
     *,
     student_padding: int,
-    teacher_padding: int = 0,
-    student_blank: BlankImage | None = None,
-    teacher_blank: BlankImage | None = None,
+    teacher_paddings: Sequence[int] = (),
+    student_blank: Prompt | None = None,
+    teacher_blanks: Sequence[Prompt] = (),
 ) -> PairedBatch:
     """Pad `rows` into one PairedBatch with each VLM's padding token, and its blank image where none is."""
-    teachers = [row.teacher for row in rows if row.teacher is not None]
     return PairedBatch(
         ids=tuple(row.id for row in rows),
+        domains=tuple(row.domain for row in rows),
         student=collate_one([row.student for row in rows], padding=student_padding, blank=student_blank),
-        teacher=collate_one(teachers, padding=teacher_padding, blank=teacher_blank) if teachers else None,
+        teachers=tuple(
+            collate_one([row.teachers[place] for row in rows], padding=padding, blank=blank)
+            for place, (padding, blank) in enumerate(zip(teacher_paddings, teacher_blanks, strict=True))
+        ),
     )
 
 
-def collate_one(rows: Sequence[TokenizedSample], *, padding: int, blank: BlankImage | None = None) -> Batch:
-    """Pad one VLM's sequences; pixels of all images follow each other in the order of the samples."""
+def collate_one(rows: Sequence[TokenizedSample], *, padding: int, blank: Prompt | None = None) -> Batch:
+    """Pad one VLM's sequences; images of all samples follow each other in the order of the samples."""
     sequences = [torch.cat([row.question_ids, row.answer_ids]) for row in rows]
     answers = [row.answer_ids for row in rows]
     pad = torch.nn.utils.rnn.pad_sequence
     masks = [torch.ones_like(ids) for ids in sequences]
-    names = {name for row in rows for name in row.vision}
-    vision = {
-        name: torch.cat([row.vision[name] for row in rows if name in row.vision]) for name in sorted(names)
-    }
+    token_inputs = {name: [row.token_inputs[name] for row in rows] for name in rows[0].token_inputs}
+    vision = join_vision([row.vision for row in rows])
     if not vision and blank is not None:
-        sequences[0] = torch.cat([sequences[0], blank.ids])
-        masks[0] = torch.cat([masks[0], torch.zeros_like(blank.ids)])
+        place = min(range(len(rows)), key=lambda row: len(sequences[row]))
+        for name, entries in token_inputs.items():
+            # Of the answer's tokens, then of the blank image's: a blank image is an image like any other.
+            zeros = entries[place].new_zeros(len(answers[place]))
+            entries[place] = torch.cat([entries[place], zeros, blank.token_inputs[name]])
+        sequences[place] = torch.cat([sequences[place], blank.ids])
+        masks[place] = torch.cat([masks[place], torch.zeros_like(blank.ids)])
         vision = dict(blank.vision)
+    length = max(len(ids) for ids in sequences)
     return Batch(
         input_ids_BS=pad(sequences, batch_first=True, padding_value=padding),
         attention_mask_BS=pad(masks, batch_first=True),
         question_lengths_B=torch.tensor([len(row.question_ids) for row in rows]),
         answer_ids_BA=pad(answers, batch_first=True, padding_value=padding),
         answer_mask_BA=pad([torch.ones_like(ids, dtype=torch.bool) for ids in answers], batch_first=True),
+        answer_ends_BA=pad([row.answer_ends for row in rows], batch_first=True, padding_value=NEVER),
+        token_inputs={
+            name: torch.stack([nn.functional.pad(entry, (0, length - len(entry))) for entry in entries])
+            for name, entries in token_inputs.items()
+        },
         vision=vision,
     )

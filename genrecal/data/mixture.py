@@ -1,59 +1,179 @@
-"""The training mixture: every source's samples, without the domains that a stage leaves out."""
+"""The training mixture: every source's samples as one sequence, without what the config leaves out.
+
+    sources -> tables (cache.py) -> Mixture: [i] -> Sample, arrays of domains and lengths, parts with weights
+
+Nothing of a sample is in memory until it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from genrecal.core.config import Config
-from genrecal.core.errors import DataError
+from genrecal.core.errors import DataError, GenrecalError
+from genrecal.core.files import read_json
 from genrecal.core.images import open_image
-from genrecal.core.types import Sample
-from genrecal.data.llava import read_llava
+from genrecal.core.types import DOMAINS, Sample
+from genrecal.data.bad import BadRows
+from genrecal.data.cache import Table, open_table
+from genrecal.data.order import Part, epoch_size
+from genrecal.data.source import MixtureConfig, SourceConfig
+
+__all__ = ["Mixture", "MixtureConfig", "SourceConfig", "read_mixture", "training_images", "without_domains"]
+
+# What an image counts for in a length in characters: some hundred tokens, of about four characters each.
+IMAGE_CHARACTERS = 2000
 
 
-class SourceConfig(Config):
-    """One file of conversations."""
+class Mixture(Sequence[Sample]):
+    """All samples of some tables, or a choice of them; cheap to hold, to pickle and to choose from."""
 
-    path: Path
-    """LLaVA conversation JSON."""
-    images: Path | None = None
-    """The folder that image paths start from; default: the folder of `path`."""
-    domain: str | None = None
-    """Domain of the rows that name none: general_vqa, knowledge, science_math or chart_document."""
+    def __init__(
+        self, tables: Sequence[Table], *, kept: np.ndarray | None = None, holder: Any = None
+    ) -> None:
+        """A mixture over `tables`.
+
+        Args:
+            tables: one for each source.
+            kept: ascending places among all rows of all tables, int64 [N]; None: every row.
+            holder: what must live as long as the mixture does, as a temporary folder.
+        """
+        self.tables, self._kept, self._holder = tuple(tables), kept, holder
+        self._ends = np.cumsum([0, *(len(table) for table in self.tables)])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._kept is None else len(self._kept)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        row = place if self._kept is None else int(self._kept[place])
+        table = int(np.searchsorted(self._ends, row, side="right")) - 1
+        return self.tables[table][row - int(self._ends[table])]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_holder": None}
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The samples of each source that has any, in order, with the source's weight."""
+        ends = self._ends if self._kept is None else np.searchsorted(self._kept, self._ends)
+        return tuple(
+            Part(samples=int(count), weight=table.source.weight)
+            for table, count in zip(self.tables, np.diff(ends), strict=True)
+            if count
+        )
+
+    @property
+    def domains(self) -> np.ndarray:
+        """The place of each sample's domain in DOMAINS, uint8 [N]."""
+        return self._column("domains")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """About how long each sample is, in characters of text, int32 [N]; an image counts for many."""
+        return self._column("characters") + self._column("images").astype(np.int32) * IMAGE_CHARACTERS
+
+    @property
+    def skipped(self) -> int:
+        """Bad rows that were left out."""
+        return sum(table.skipped for table in self.tables)
+
+    def only(self, chosen: np.ndarray) -> Mixture:
+        """The samples where `chosen`, bool [N], is true."""
+        if chosen.all():
+            return self
+        kept = np.flatnonzero(chosen) if self._kept is None else self._kept[chosen]
+        return Mixture(self.tables, kept=kept, holder=self._holder)
+
+    def _column(self, name: str) -> np.ndarray:
+        whole = np.concatenate([table.columns[name] for table in self.tables])
+        return whole if self._kept is None else whole[self._kept]
 
 
-def read_mixture(sources: Sequence[SourceConfig]) -> tuple[Sample, ...]:
-    """All samples of `sources`, in their order.
+def read_mixture(data: MixtureConfig | Sequence[SourceConfig], *, cache: Path | None = None) -> Mixture:
+    """All samples of the sources, in their order.
+
+    Args:
+        data: the sources with what is left out of them, or the sources alone.
+        cache: where tables are kept if `data` does not say; None: a temporary folder, gone with the mixture.
 
     Raises:
-        DataError: a row cannot be used, or names an image that does not exist.
+        DataError: rows cannot be used, the first of them named; or nothing is left.
     """
-    samples = [
-        sample
-        for source in sources
-        for sample in read_llava(source.path, images=source.images, domain=source.domain)
-    ]
-    for path in {path for sample in samples for path in sample.images}:
-        if not path.is_file():
-            owner = next(sample for sample in samples if path in sample.images)
-            raise DataError(
-                "no such image", where=path, fix=f"Sample '{owner.id}' of {owner.source} names it"
-            )
-    return tuple(samples)
+    config = data if isinstance(data, MixtureConfig) else MixtureConfig(sources=tuple(data))
+    folder, holder = config.cache or cache, None
+    if folder is None:
+        holder = tempfile.TemporaryDirectory(prefix="genrecal-data-")
+        folder = Path(holder.name)
+    bad = BadRows(skips=config.on_bad == "skip", limit=config.max_bad)
+    tables = [open_table(source, folder, bad) for source in config.sources]
+    bad.require_none()
+    mixture = _without_ids(Mixture(tables, holder=holder), config)
+    mixture = without_domains(mixture, config.exclude_domains)
+    if not epoch_size(mixture.parts):
+        raise DataError("no sample is left", where="data", fix="Are all excluded, or all weights tiny?")
+    return mixture
 
 
-def without_domains(samples: Sequence[Sample], excluded: Sequence[str]) -> tuple[Sample, ...]:
-    """The samples of the other domains (paper, section 4.1c: stage 3 leaves out general VQA)."""
-    kept = tuple(sample for sample in samples if sample.domain not in excluded)
-    if not kept:
+def without_domains(mixture: Mixture, excluded: Sequence[str]) -> Mixture:
+    """A view on the samples of the other domains (paper, section 4.1c: stage 3 leaves out general VQA)."""
+    if not excluded:
+        return mixture
+    places = [place for place, domain in enumerate(DOMAINS) if domain in excluded]
+    kept = mixture.only(~np.isin(mixture.domains, places))
+    if not len(kept):
         raise DataError(f"no sample is left without the domains {', '.join(excluded)}", where="data")
     return kept
 
 
-def training_images(samples: Sequence[Sample]) -> Iterator[tuple[str, Image.Image]]:
-    """Every image of `samples` once, decoded, by its path."""
-    for path in dict.fromkeys(path for sample in samples for path in sample.images):
-        yield str(path), open_image(path)
+def training_images(samples: Iterable[Sample]) -> Iterator[tuple[str, Image.Image]]:
+    """Every image of `samples` once, decoded, with a name that finds it again."""
+    for image in dict.fromkeys(image for sample in samples for image in sample.images):
+        yield str(image), open_image(image)
+
+
+def _without_ids(mixture: Mixture, config: MixtureConfig) -> Mixture:
+    """Leave out the ids that the config names, for all sources or for one."""
+    everywhere = _ids(config.exclude_ids) if config.exclude_ids else set()
+    chosen = []
+    for table in mixture.tables:
+        own = table.source.exclude_ids
+        excluded = everywhere | (_ids(own) if own else set())
+        chosen.append(_not_in(table, excluded) if excluded else np.ones(len(table), bool))
+    return mixture.only(np.concatenate(chosen))
+
+
+def _not_in(table: Table, excluded: set[str]) -> np.ndarray:
+    import pyarrow
+    from pyarrow import compute
+
+    known = pyarrow.array(sorted(excluded), pyarrow.string())
+    kept = [np.zeros(0, bool)]
+    for ids in table.ids():
+        listed = compute.is_in(ids, value_set=known)
+        if table.source.turns == "each":
+            # The id of a conversation stands for each of its samples.
+            whole = compute.replace_substring_regex(ids, r"#\d+$", "")
+            listed = compute.or_(listed, compute.is_in(whole, value_set=known))
+        kept.append(~listed.to_numpy(zero_copy_only=False))
+    return np.concatenate(kept)
+
+
+def _ids(path: Path) -> set[str]:
+    try:
+        content = read_json(path)
+    except GenrecalError as error:
+        raise DataError(error.what, where=path, fix=error.fix) from None
+    ids = content.get("ids") if isinstance(content, dict) else content
+    if not isinstance(ids, list) or not all(isinstance(one, str | int) for one in ids):
+        raise DataError("holds no list of ids", where=path)
+    return {str(one) for one in ids}

@@ -8,6 +8,7 @@ They are tokenized apart, so that the border lies between two tokens in both voc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from PIL import Image
 from genrecal.core.errors import DataError
 from genrecal.core.images import open_image
 from genrecal.core.types import Sample
+from genrecal.data.align import answer_tokens
+from genrecal.data.inputs import answer_form, blank_prompt, encode_prompt, placeholders
 from genrecal.data.llava import IMAGE_MARK
-
-BLANK_PX = 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +28,20 @@ class TokenizedSample:
     """One sample as one VLM reads it."""
 
     question_ids: torch.Tensor  # [Q]
+    token_inputs: dict[str, torch.Tensor]  # [Q] each (inputs.py)
     answer_ids: torch.Tensor  # [A], the last one ends the turn
+    answer_ends: torch.Tensor  # [A], characters of the answer that are complete with each token (align.py)
     vision: dict[str, torch.Tensor]  # pixel_values and what goes with them; empty for text alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlankImage:
-    """A blank image as one VLM reads it, for batches that have none (batch.py says why)."""
-
-    ids: torch.Tensor  # [I]
-    vision: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PairedSample:
-    """The same sample for both VLMs; `teacher` is None where a method has none."""
+    """The same sample for the student and for every teacher of the run."""
 
     id: str
+    domain: str
     student: TokenizedSample
-    teacher: TokenizedSample | None
+    teachers: tuple[TokenizedSample, ...] = ()
 
 
 def chat_messages(sample: Sample) -> list[dict[str, Any]]:
@@ -73,60 +69,80 @@ def tokenize(
     """Tokenize `sample` with one VLM's processor.
 
     Raises:
-        DataError: the sample is longer than `max_tokens`.
+        DataError: the sample is longer than `max_tokens`, its text holds a token that stands for an image, or
+            it has more or fewer images than places for them.
     """
-    if any(processor.image_token in turn.text for turn in sample.turns):
+    where = f"sample '{sample.id}' of {sample.source}"
+    messages = chat_messages(sample)
+    parts = [part for message in messages for part in message["content"]]
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    for token in placeholders(processor):
+        if any(token in text for text in (*texts, sample.answer)):
+            raise DataError(f"has the text '{token}', which stands for an image", where=where)
+    if len(parts) - len(texts) != len(images):
         raise DataError(
-            f"has the text '{processor.image_token}', which stands for an image",
-            where=f"sample '{sample.id}' of {sample.source}",
+            f"has {len(images)} images and {len(parts) - len(texts)} places for them", where=where
         )
-    text = processor.apply_chat_template(chat_messages(sample), add_generation_prompt=True, tokenize=False)
-    encoded = processor(text=[text], images=images or None, return_tensors="pt")
-    question_ids = encoded.pop("input_ids")[0]
-    encoded.pop("attention_mask")
-    tokenizer = processor.tokenizer
-    answer = tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-    answer_ids = torch.tensor([*answer, tokenizer.eos_token_id])
-    length = len(question_ids) + len(answer_ids)
+    prompt, form = encode_prompt(processor, messages, images), answer_form(processor)
+    answer_ids, answer_ends = answer_tokens(processor.tokenizer, form.lead + sample.answer)
+    answer_ids[-1] = form.end_id
+    length = len(prompt.ids) + len(answer_ids)
     if length > max_tokens:
         raise DataError(
-            f"has {length} tokens for {type(processor).__name__}, max_tokens is {max_tokens}",
-            where=f"sample '{sample.id}' of {sample.source}",
+            f"has {length} tokens for {type(processor).__name__}, max_tokens is {max_tokens}", where=where
         )
-    return TokenizedSample(question_ids=question_ids, answer_ids=answer_ids, vision=dict(encoded))
-
-
-def blank_image(processor: Any) -> BlankImage:
-    """The smallest image that says nothing, with the tokens that `processor` gives it."""
-    encoded = processor(
-        text=[processor.image_token], images=[Image.new("RGB", (BLANK_PX, BLANK_PX))], return_tensors="pt"
+    return TokenizedSample(
+        question_ids=prompt.ids,
+        token_inputs=prompt.token_inputs,
+        answer_ids=answer_ids,
+        answer_ends=(answer_ends - len(form.lead)).clamp(min=0),
+        vision=prompt.vision,
     )
-    ids = encoded.pop("input_ids")[0]
-    encoded.pop("attention_mask")
-    return BlankImage(ids=ids, vision=dict(encoded))
 
 
 class PairReader:
-    """Reads samples by index as PairedSamples: images decoded once for both VLMs.
+    """Reads samples by index as PairedSamples: images decoded once for all VLMs.
 
     A `torch.utils.data.Dataset` in all but name, so that a DataLoader can read ahead.
     """
 
     def __init__(
-        self, samples: tuple[Sample, ...], *, student: Any, teacher: Any | None, max_tokens: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        student: Any,
+        teachers: Sequence[Any] = (),
+        max_tokens: int,
+        keep: int = 0,
     ) -> None:
-        self.samples, self.student, self.teacher, self.max_tokens = samples, student, teacher, max_tokens
-        self.student_blank = blank_image(student)
-        self.teacher_blank = blank_image(teacher) if teacher is not None else None
+        """Read from `samples` with the processors of the student and of the teachers.
+
+        Args:
+            samples: what to read.
+            student: processor.
+            teachers: processors.
+            max_tokens: longest sample in any of the vocabularies.
+            keep: so many samples stay in memory once they were read; small sets are read many times.
+        """
+        self.samples, self.student, self.teachers = samples, student, tuple(teachers)
+        self.max_tokens, self.keep = max_tokens, keep
+        self.student_blank = blank_prompt(student)
+        self.teacher_blanks = tuple(blank_prompt(teacher) for teacher in self.teachers)
+        self._kept: dict[int, PairedSample] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> PairedSample:
+        if index in self._kept:
+            return self._kept[index]
         sample = self.samples[index]
-        images = [open_image(path) for path in sample.images]
-        teacher = None
-        if self.teacher is not None:
-            teacher = tokenize(sample, self.teacher, images, max_tokens=self.max_tokens)
-        student = tokenize(sample, self.student, images, max_tokens=self.max_tokens)
-        return PairedSample(id=sample.id, student=student, teacher=teacher)
+        images = [open_image(image) for image in sample.images]
+        student, *teachers = (
+            tokenize(sample, processor, images, max_tokens=self.max_tokens)
+            for processor in (self.student, *self.teachers)
+        )
+        pair = PairedSample(id=sample.id, domain=sample.domain, student=student, teachers=tuple(teachers))
+        if len(self._kept) < self.keep:
+            self._kept[index] = pair
+        return pair

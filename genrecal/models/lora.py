@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,52 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from pydantic import Field
+from torch import nn
 
 from genrecal.core.config import Config
-from genrecal.core.errors import ModelError
+from genrecal.core.errors import ConfigError, ModelError
 from genrecal.data.batch import Batch
 from genrecal.models.families import Family
+from genrecal.models.vlm import model_inputs
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LoraConfig(Config):
-    """Rank, alpha and dropout; the defaults are the paper's."""
+    """Where LoRA sits, and how large it is; rank, alpha and dropout are the paper's."""
 
     rank: int = Field(default=64, ge=1)
     alpha: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(default=PROJECTIONS, min_length=1)
+    """Names of the linear layers in the student's body that get LoRA; all of attention and MLP by default."""
 
 
 def add_lora(student: Any, config: LoraConfig, family: Family) -> PeftModel:
-    """Put LoRA on every linear projection of the VLM-body; nothing else of the student trains.
+    """Put LoRA on the target layers of the VLM-body; nothing else of the student trains.
 
     `student` is changed in place: its own forward passes through the adapters.
+
+    Raises:
+        ConfigError: a target is no linear layer of the body.
     """
-    targets = rf"{family.body.replace('.', chr(92) + '.')}.*\.({'|'.join(PROJECTIONS)})"
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in student.named_modules()
+        if name.startswith(family.body) and isinstance(module, nn.Linear)
+    }
+    if unknown := [target for target in config.targets if target not in linear]:
+        raise ConfigError(
+            f"the student's body has no linear layer '{unknown[0]}'",
+            where="lora.targets",
+            fix=f"It has {', '.join(sorted(linear))}",
+        )
+    names = "|".join(re.escape(target) for target in config.targets)
     settings = PeftLoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=rf"{re.escape(family.body)}.*\.({names})",
     )
     # In the student's precision: ZeRO-3 wants one for all that trains, and keeps fp32 master weights itself.
     return get_peft_model(student, settings, autocast_adapter_dtype=False)
@@ -56,12 +78,7 @@ def merge_lora(student: Any, adapter: Path, probe: Batch, *, tolerance: float) -
         ModelError: the logits differ by more than `tolerance`.
     """
     model = PeftModel.from_pretrained(student, adapter).eval()
-    inputs = {
-        "input_ids": probe.input_ids_BS,
-        "attention_mask": probe.attention_mask_BS,
-        "use_cache": False,
-        **probe.vision,
-    }
+    inputs = model_inputs(student, probe)
     before = model(**inputs).logits
     merged = model.merge_and_unload()
     after = merged(**inputs).logits

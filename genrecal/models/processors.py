@@ -5,24 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
-    InternVLProcessor,
-    Qwen2VLProcessor,
+    AutoVideoProcessor,
+    Idefics3Processor,
 )
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from genrecal.core.errors import ModelError
 from genrecal.core.files import read_json
 from genrecal.core.manifest import NAME
+from genrecal.models.families import FAMILIES
+from genrecal.models.image_limits import limit_pixels, limit_tiles
+
+
+class SmolVLMProcessor(Idefics3Processor):
+    """SmolVLM's processor for images, which is Idefics3's with another image processor.
+
+    transformers' own cannot be imported without torchvision, nor built without num2words; both serve videos.
+    """
+
+    image_processor_class = "SmolVLMImageProcessor"
+
+
+# Classes of our own, by the name that a family and a folder give them.
+OWN_PROCESSORS: dict[str, type] = {"SmolVLMProcessor": SmolVLMProcessor}
 
 if not is_torchvision_available():
     # The video half of these processors needs torchvision. Images do not, so it is left out where
     # torchvision is missing; with it, transformers' own declaration stays.
-    for processor_class in (Qwen2VLProcessor, InternVLProcessor):
-        processor_class.attributes = ["image_processor", "tokenizer"]
+    for family in FAMILIES.values():
+        if family.processor not in OWN_PROCESSORS:
+            getattr(transformers, family.processor).attributes = ["image_processor", "tokenizer"]
 
 
 def check_model_folder(folder: Path) -> None:
@@ -37,17 +55,48 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
-def load_processor(folder: Path) -> Any:
-    """The processor of a model folder: the PIL image processor and the fast tokenizer."""
+def load_processor(folder: Path, *, max_tiles: int | None = None, max_pixels: int | None = None) -> Any:
+    """The processor of a model folder: the PIL image processor and the fast tokenizer.
+
+    Args:
+        folder: the model's folder; its files stay as they are.
+        max_tiles: tiles that an image is cut into at the most, the overview of the whole image not counted;
+            None: as the folder says.
+        max_pixels: pixels of an image at the most, for families that read images in their own size.
+
+    Raises:
+        ModelError: no processor can be loaded, or it knows no such limit.
+    """
     check_model_folder(folder)
     try:
-        # `use_fast=False` chooses the PIL image processor, and would also choose the slow tokenizer, which
-        # reads another pre-tokenizer than the one in tokenizer.json.
-        processor = AutoProcessor.from_pretrained(folder, use_fast=False, trust_remote_code=False)
-        processor.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return processor
+        processor = _read_processor(folder)
     except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
         raise ModelError(f"its processor cannot be loaded ({_one_line(error)})", where=folder) from error
+    if max_tiles is not None:
+        processor.image_processor = limit_tiles(processor.image_processor, max_tiles, where=folder)
+    if max_pixels is not None:
+        limit_pixels(processor.image_processor, max_pixels, where=folder)
+    return processor
+
+
+def _read_processor(folder: Path) -> Any:
+    # Part by part: AutoProcessor has one `use_fast` for both, and the slow tokenizer that comes with the PIL
+    # image processor reads another pre-tokenizer than the one in tokenizer.json, where it can be read at all.
+    kind = _processor_class(read_json(folder / "config.json")["model_type"])
+    load = {
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(
+            folder, use_fast=False, trust_remote_code=False
+        ),
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        "video_processor": lambda: AutoVideoProcessor.from_pretrained(folder, trust_remote_code=False),
+    }
+    settings, _ = kind.get_processor_dict(folder)
+    return kind.from_args_and_dict([load[part]() for part in kind.attributes], settings)
+
+
+def _processor_class(model_type: str) -> Any:
+    name = FAMILIES[model_type].processor if model_type in FAMILIES else PROCESSOR_MAPPING_NAMES[model_type]
+    return OWN_PROCESSORS[name] if name in OWN_PROCESSORS else getattr(transformers, name)
 
 
 def load_model(folder: Path, **options: Any) -> Any:

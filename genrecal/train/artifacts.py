@@ -1,6 +1,6 @@
 """What a finished stage leaves behind, gathered from all ranks and written whole by rank 0.
 
-RUN/stages/1-recalibrate/   recalibrator.safetensors, manifest.json (kind "stage")
+RUN/stages/1-recalibrate/   recalibrator.safetensors, features.safetensors, manifest.json (kind "stage")
 RUN/stages/2-distill/       the same, adapter/ (PEFT layout), student/ (merged), manifest.json
 RUN/stages/3-finetune/      student/, manifest.json
 RUN/student/                the last stage's student: plain `save_pretrained`
@@ -24,9 +24,10 @@ from genrecal.models.lora import merge_lora
 from genrecal.models.processors import load_model
 from genrecal.train.checkpoint import writing
 from genrecal.train.engine import gather
-from genrecal.train.setup import RECALIBRATOR_FILE, StageModels, named
+from genrecal.train.setup import StageModels, named, recalibrator_file
 
 # Relative to the largest logit; the difference is rounding in the adapter's extra matrix products.
+FEATURES_FILE = "features.safetensors"
 MERGE_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", NAME, "README.md")
 
@@ -39,6 +40,7 @@ def save_stage(
     probe: Batch,
     precision: str,
     facts: dict[str, Any],
+    features: dict[str, torch.Tensor],
 ) -> None:
     """Write the stage's folder; called by every rank, as gathering needs them all.
 
@@ -49,14 +51,21 @@ def save_stage(
         probe: samples for the proof that merging LoRA leaves the logits.
         precision: fp32 or bf16.
         facts: what the manifest says beside the files.
+        features: tensors for the figures (features.py); empty where there is no Recalibrator.
     """
     objective = models.objective
-    recalibrator = gather(named(objective.recalibrator)) if objective.recalibrator is not None else None
+    recalibrators = {
+        recalibrator_file(place, depth): gather(named(recalibrator))
+        for place, source in enumerate(objective.sources)
+        for depth, recalibrator in enumerate(source.recalibrators)
+    }
     student = gather(named(objective.student, trainable_only=models.adapter is not None))
     if dist.get_rank() == 0:
         with writing(folder), atomic_folder(folder) as temporary:
-            if recalibrator is not None:
-                save_file(recalibrator, temporary / RECALIBRATOR_FILE)
+            for name, weights in recalibrators.items():
+                save_file(weights, temporary / name)
+            if features:
+                save_file(features, temporary / FEATURES_FILE)
             if models.adapter is not None:
                 facts = facts | _save_merged(models, student, temporary, student_folder, probe, precision)
             elif any(parameter.requires_grad for parameter in objective.student.parameters()):

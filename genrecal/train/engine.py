@@ -92,6 +92,21 @@ def start(module: nn.Module, config: dict[str, Any]) -> Any:
     return engine
 
 
+@contextmanager
+def generating(model: nn.Module, config: dict[str, Any]) -> Iterator[Any]:
+    """`model` ready to generate: on the device, or under ZeRO-3 with its weights split over the ranks."""
+    if config["zero_optimization"]["stage"] < 3:
+        yield model.to(device())
+        return
+    settings = {name: value for name, value in config.items() if name != "optimizer"}
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    engine.eval()
+    try:
+        yield engine.module
+    finally:
+        engine.destroy()
+
+
 @torch.no_grad()
 def gather(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Whole copies on the CPU of rank 0, one parameter at a time; other ranks get an empty dict."""

@@ -2,8 +2,8 @@
 
     for each optimizer step
         the step's micro-batches of this rank (a pure function of seed, step and rank)
-        answer tokens of the whole step, over all ranks and micro-batches
-        for each micro-batch: loss terms as sums -> divided by those tokens -> backward
+        counts of the whole step (answer tokens, positions), over all ranks and micro-batches
+        for each micro-batch: loss terms as sums -> divided by those counts -> backward
         AdamW through DeepSpeed, linear learning rate; a line in metrics.jsonl
 
 Stages differ only in what they are given: the models under the engine, the loss terms and the data.
@@ -29,17 +29,18 @@ from genrecal.core.errors import GenrecalError, TrainError
 from genrecal.core.files import write_text
 from genrecal.data.batch import PairedBatch, collate
 from genrecal.data.order import step_indices
-from genrecal.data.pair import PairReader
+from genrecal.data.pair import PairedSample, PairReader
 from genrecal.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genrecal.train.engine import DTYPES, device, sum_over_ranks
+from genrecal.train.objective import Objective, term_name, term_of
 from genrecal.train.reading import ReadingProbe, reading_metrics
 from genrecal.train.settings import RunConfig
-from genrecal.train.stages import Stage, StageConfig
+from genrecal.train.stages import TERMS, Stage, StageConfig
 
 # Between two lines of progress in a log.
 SAY_EVERY_S = 30
-# The loss terms that each entry of Stage.losses stands for.
-TERMS = {"align": ("ar", "kl"), "regularize": ("reg_ar", "reg_kl"), "sft": ("sft",)}
+# A term that nothing trains on, and what its sum is divided by.
+FOLLOWED = {"teacher_ar": "aligned_tokens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +67,6 @@ def train(engine: Any, run: StageRun) -> None:
         if first:
             console.print(f"{run.name}: resuming after step {first} of {run.steps}")
     engine.train()
-    if engine.module.teacher is not None:
-        engine.module.teacher.eval()
     batches = _batches(run, first)
     started = said = time.monotonic()
     with progress(disable=not leader) as bar:
@@ -99,26 +98,26 @@ def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[Pai
     # Dropout depends on the step alone, so a resumed run draws what the uninterrupted one drew. After the
     # reading: a DataLoader draws a number too, when it starts.
     torch.manual_seed(hash((config.seed, step, dist.get_rank())) % 2**63)
-    tokens = _answer_tokens(micro_batches)
+    counts = _counts(engine.module, micro_batches)
     rate = learning_rate(run.settings, step, run.steps)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     probed = step % config.engine.probe_every == 0 or step + 1 == run.steps
     probe = ReadingProbe() if probed else None
-    names = {term for loss in run.stage.losses for term in TERMS[loss]}
+    weights = _weights(run)
     sums: dict[str, float] = {}
     for batch in micro_batches:
         terms = engine(batch.to(device(), DTYPES[config.engine.precision]), probe)
         # A probed step also sends the SFT loss back to z, in stages where it reaches no trained weight.
-        trained = names | {"sft"} if probe else names
-        total = sum(terms[name] / tokens[_vocabulary(name)] for name in sorted(trained))
-        # DeepSpeed divides by ranks and accumulation; the terms are divided by the step's tokens already.
+        trained = weights | ({"sft": weights.get("sft", 1.0)} if probe else {})
+        total = sum(trained[name] * terms[name] / _count(name, counts) for name in sorted(trained))
+        # DeepSpeed divides by ranks and accumulation; the terms are divided by the step's counts already.
         engine.backward(total * ranks * run.settings.accumulation)
         engine.step()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
-    losses = {name: value / tokens[_vocabulary(name)] for name, value in sum_over_ranks(sums).items()}
-    total_loss = sum(losses[name] for name in sorted(names))
+    losses = {name: value / _count(name, counts) for name, value in sum_over_ranks(sums).items()}
+    total_loss = sum(weights[name] * losses[name] for name in sorted(weights))
     if not math.isfinite(total_loss):
         ids = ", ".join(sample for batch in micro_batches for sample in batch.ids[:2])
         raise TrainError(
@@ -132,13 +131,13 @@ def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[Pai
         "lr": rate,
         "loss": total_loss,
         "terms": losses,
-        "answer_tokens": tokens,
+        "counts": counts,
         "grad_norm": None if norm is None else float(norm),
         "seconds": time.perf_counter() - started,
     }
     if probe:
         sums = sum_over_ranks(probe.sums)
-        record["reading"] = reading_metrics(sums, ranks=ranks, distils="align" in run.stage.losses)
+        record["reading"] = reading_metrics(sums, ranks=ranks, distils=run.stage.recalibrates)
     return record
 
 
@@ -150,16 +149,33 @@ def learning_rate(settings: StageConfig, step: int, steps: int) -> float:
     return settings.lr_start + (settings.lr_end - settings.lr_start) * done
 
 
-def _vocabulary(term: str) -> str:
-    return "student" if term == "sft" else "teacher"
+def _weights(run: StageRun) -> dict[str, float]:
+    """The weight of every term that the stage trains on, by its name in `Objective.forward`."""
+    weights = {}
+    for place, source in enumerate(run.config.sources or (None,)):
+        for term in run.stage.terms:
+            if TERMS[term].reads_teacher:
+                share = source.weight if source is not None else 1.0
+                weights[term_name(term, place)] = share * run.stage.weights.get(term, 1.0)
+            else:
+                weights[term] = run.stage.weights.get(term, 1.0)
+    return weights
 
 
-def _answer_tokens(batches: list[PairedBatch]) -> dict[str, float]:
-    """Answer tokens of the optimizer step in each vocabulary, over all ranks."""
-    local = {"student": float(sum(batch.student.answer_tokens for batch in batches))}
-    if batches[0].teacher is not None:
-        local["teacher"] = float(sum(batch.teacher.answer_tokens for batch in batches if batch.teacher))
-    return sum_over_ranks(local)
+def _count(term: str, counts: dict[str, float]) -> float:
+    """What a term's sum is divided by; 1 where the step holds nothing that it is taken at."""
+    plain, place = term_of(term)
+    per = FOLLOWED.get(plain) or TERMS[plain].per
+    return counts[term_name(per, place) if per == "aligned_tokens" else per] or 1.0
+
+
+def _counts(objective: Objective, batches: list[PairedBatch]) -> dict[str, float]:
+    """`Objective.counts` of the optimizer step, over all ranks."""
+    total: dict[str, float] = {}
+    for batch in batches:
+        for name, value in objective.counts(batch).items():
+            total[name] = total.get(name, 0.0) + value
+    return sum_over_ranks(total)
 
 
 def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
@@ -179,13 +195,7 @@ def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
         )
     )
     reader = run.reader
-    pad = partial(
-        collate,
-        student_padding=reader.student.tokenizer.pad_token_id,
-        teacher_padding=reader.teacher.tokenizer.pad_token_id if reader.teacher else 0,
-        student_blank=reader.student_blank,
-        teacher_blank=reader.teacher_blank,
-    )
+    pad = padding(reader)
     loader = DataLoader(
         range(len(reader)),  # type: ignore[arg-type]
         batch_sampler=rows,
@@ -196,6 +206,17 @@ def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
         if isinstance(batch, GenrecalError):
             raise batch
         yield batch
+
+
+def padding(reader: PairReader) -> Callable[[list[PairedSample]], PairedBatch]:
+    """How the reader's samples become a batch."""
+    return partial(
+        collate,
+        student_padding=reader.student.tokenizer.pad_token_id,
+        teacher_paddings=[teacher.tokenizer.pad_token_id for teacher in reader.teachers],
+        student_blank=reader.student_blank,
+        teacher_blanks=reader.teacher_blanks,
+    )
 
 
 def _read(

@@ -1,85 +1,114 @@
-"""The three models under one engine; `forward` is the stage's algorithm, line by line (paper, Appendix E).
+"""The models under one engine; `forward` gives the loss terms of a batch, whatever the method.
 
-Shapes: B samples, S positions of one VLM's sequence, Q / A longest question and answer, T answer tokens of
-the batch, D_s / D_l hidden sizes, V vocabulary.
+    student features ──┬─> recalibrated.py   GenRecal: Algorithms 1 to 3, through the teacher's head
+    teacher features ──┤─> comparison.py     the other methods, through the student's own head
+                       └─> sft               CE of the student's own head
+
+Terms are sums; `term_counts` says what the loop divides them by. With several teachers, the terms of the
+second one end in @1, and so on. Shapes: B samples, S positions, T answer tokens of the batch, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from genrecal.data.batch import Batch, PairedBatch
-from genrecal.models.recalibrator import Recalibrator
-from genrecal.models.vlm import answer_features, body_features, predicting_features, question_features
-from genrecal.train.losses import answer_cross_entropy, teacher_divergence
+from genrecal.data.batch import PairedBatch
+from genrecal.models.vlm import layer_features, predicting_features
+from genrecal.train.comparison import (
+    Comparison,
+    common_end_count,
+    comparison_terms,
+    image_mask,
+    paired_mask,
+    position_mask,
+)
+from genrecal.train.losses import answer_cross_entropy
 from genrecal.train.reading import ReadingProbe
+from genrecal.train.recalibrated import Source, target_mask
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherReading:
-    """What the teacher gives to a batch, without gradient."""
-
-    z_q_BQD: torch.Tensor
-    z_a_BAD: torch.Tensor
-    answer_input_BAD: torch.Tensor  # z_a, or the answer's token embeddings
-    logits_TV: torch.Tensor  # the KL target: head_l(z) at the predicting positions
+Domains = tuple[str, ...] | None
 
 
 class Objective(nn.Module):
-    """Teacher, student and Recalibrator; each is None where the stage does not use it."""
+    """The student, and each teacher with its Recalibrators; no teachers where the stage reads none."""
 
     def __init__(
         self,
         *,
         student: Any,
-        teacher: Any | None,
-        recalibrator: Recalibrator | None,
+        sources: Sequence[Source] = (),
         losses: tuple[str, ...],
-        answer_input: str,
+        routes: Sequence[Domains] = (),
+        comparison: Comparison | None = None,
     ) -> None:
+        """Put them under one module.
+
+        Args:
+            student: the VLM that learns.
+            sources: teachers with their Recalibrators.
+            losses: keys of `stages.py::LOSSES`.
+            routes: for each source the domains that it teaches; None: all. Default: all for each.
+            comparison: settings of the comparison methods.
+        """
         super().__init__()
-        self.student, self.teacher, self.recalibrator = student, teacher, recalibrator
-        self.losses, self.answer_input = losses, answer_input
+        self.student, self.sources = student, nn.ModuleList(sources)
+        self.losses, self.comparison = losses, comparison or Comparison()
+        self.routes = tuple(routes) or (None,) * len(sources)
+
+    def train(self, mode: bool = True) -> Objective:
+        """As of any module; a frozen teacher stays in evaluation mode."""
+        super().train(mode)
+        for source in self.sources:
+            source.teacher.eval()
+        return self
 
     def forward(self, batch: PairedBatch, probe: ReadingProbe | None = None) -> dict[str, torch.Tensor]:
-        """Loss terms as sums over the batch's answer tokens.
+        """Loss terms as sums over the batch.
 
         Args:
             batch: on the engine's device.
             probe: when given, it measures whether the Recalibrator reads the student.
 
         Returns:
-            The terms among ar, kl, reg_ar, reg_kl, sft; `sft` is there in every stage, as the paper's
-            Figure 9 follows it while only the Recalibrator trains.
+            The terms of `losses`, and two that are followed in every stage that can (paper, Figure 9): `sft`,
+            and with a Recalibrator `teacher_ar`, the teacher's own CE.
         """
         terms: dict[str, torch.Tensor] = {}
-        z_s_BSD = body_features(self.student, batch.student)
+        recalibrates = "align" in self.losses
+        depths = self.sources[0].config.layers if recalibrates else (0.0,)
+        *features, z_s_BSD = layer_features(self.student, batch.student, (*depths, 1.0))
         if probe is not None:
             z_s_BSD = probe.watchable(z_s_BSD)
-        if "align" in self.losses:
-            assert batch.teacher is not None
-            teacher = self._read_teacher(batch.teacher)
-            z_q_BQD = question_features(z_s_BSD, batch.student)
-            lengths_B = batch.student.question_lengths_B
-            if probe is not None:
-                terms |= probe.align(self._align, z_q_BQD, lengths_B, teacher, batch.teacher)
-            else:
-                ar_T, kl_T = self._align(z_q_BQD, lengths_B, teacher, batch.teacher)
-                terms |= {"ar": ar_T.sum(), "kl": kl_T.sum()}
-            if "regularize" in self.losses:
-                # Algorithm 2: the teacher's question takes the student's place, through rec_proj_pre
-                ar_T, kl_T = self._recalibrated_losses(
-                    teacher.z_q_BQD,
-                    batch.teacher.question_lengths_B,
-                    teacher,
-                    batch.teacher,
-                    project_prefix=True,
+            # The probe watches the features that are recalibrated; the last ones are those of the head.
+            features = [
+                z_s_BSD if depth == 1.0 else probe.watchable(part)
+                for depth, part in zip(depths, features, strict=True)
+            ]
+        for place, source in enumerate(self.sources):
+            if recalibrates:
+                new = source.recalibrated_terms(
+                    features,
+                    batch.student,
+                    batch.teachers[place],
+                    routed(batch.domains, self.routes[place]),
+                    regularize="regularize" in self.losses,
+                    probe=probe,
                 )
-                terms |= {"reg_ar": ar_T.sum(), "reg_kl": kl_T.sum()}
+                terms |= {term_name(name, place): value for name, value in new.items()}
+        if self.sources and not recalibrates:
+            terms |= comparison_terms(
+                self.losses,
+                self.comparison,
+                student=self.student,
+                teacher=self.sources[0].teacher,
+                embedded_s_BSD=features[0],
+                z_s_BSD=z_s_BSD,
+                batch=batch,
+            )
         if probe is not None:
             z_s_BSD = probe.watch_sft(z_s_BSD, batch.student)
         z_predict_TD = predicting_features(z_s_BSD, batch.student)[batch.student.answer_mask_BA]
@@ -88,44 +117,40 @@ class Objective(nn.Module):
         terms["sft"] = answer_cross_entropy(logits_TV, labels_T).sum()
         return terms
 
-    @torch.no_grad()
-    def _read_teacher(self, batch: Batch) -> TeacherReading:
-        """Line 2 of every algorithm: [z_q, z_a] = VLM-body_l([q_l, a_l]), and the KL target."""
-        z_BSD = body_features(self.teacher, batch)
-        z_a_BAD = answer_features(z_BSD, batch)
-        if self.answer_input == "embeddings":
-            answer_input_BAD = self.teacher.get_input_embeddings()(batch.answer_ids_BA)
-        else:
-            answer_input_BAD = z_a_BAD
-        z_predict_TD = predicting_features(z_BSD, batch)[batch.answer_mask_BA]
-        return TeacherReading(
-            z_q_BQD=question_features(z_BSD, batch),
-            z_a_BAD=z_a_BAD,
-            answer_input_BAD=answer_input_BAD,
-            logits_TV=self.teacher.get_output_embeddings()(z_predict_TD),
-        )
+    def counts(self, batch: PairedBatch) -> dict[str, float]:
+        """What the sums of `forward` are divided by, by `Loss.per`; of one batch on one rank."""
+        student = batch.student
+        counts = {"student_tokens": float(student.answer_tokens)}
+        if "align" in self.losses:
+            for place, (source, teacher) in enumerate(zip(self.sources, batch.teachers, strict=True)):
+                targets = target_mask(
+                    teacher, routed(batch.domains, self.routes[place]), first_token=source.first_token
+                )
+                counts[term_name("aligned_tokens", place)] = float(targets.sum())
+        elif batch.teachers:
+            teacher, images = batch.teachers[0], image_mask(student, self.comparison.image_token_id)
+            whole = student.answer_mask_BA if self.comparison.answer_only else position_mask(student)
+            counts |= {
+                "positions": float(whole.sum()),
+                "image_positions": float(images.sum()),
+                "samples_with_images": float(images.any(1).sum()),
+                "paired_tokens": float(paired_mask(student, teacher).sum()),
+                "common_ends": float(common_end_count(student, teacher)),
+            }
+        return counts
 
-    def _align(
-        self, z_q_BQD: torch.Tensor, lengths_B: torch.Tensor, teacher: TeacherReading, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Algorithms 1 and 3, lines 4 to 7: the student's question features, as they are."""
-        return self._recalibrated_losses(z_q_BQD, lengths_B, teacher, batch, project_prefix=False)
 
-    def _recalibrated_losses(
-        self,
-        z_q_BQD: torch.Tensor,
-        lengths_B: torch.Tensor,
-        teacher: TeacherReading,
-        batch: Batch,
-        *,
-        project_prefix: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """CE and KL of every answer token, [T] each."""
-        mask_BA = batch.answer_mask_BA
-        r_BAD = self.recalibrator(
-            z_q_BQD, lengths_B, teacher.answer_input_BAD, mask_BA, project_prefix=project_prefix
-        )
-        logits_TV = self.teacher.get_output_embeddings()(r_BAD[mask_BA])
-        ar_T = answer_cross_entropy(logits_TV, batch.answer_ids_BA[mask_BA])
-        kl_T = teacher_divergence(teacher.logits_TV, logits_TV)
-        return ar_T, kl_T
+def term_name(name: str, place: int) -> str:
+    """The name of a term of the teacher at `place`; the only or first teacher's have no mark."""
+    return name if place == 0 else f"{name}@{place}"
+
+
+def term_of(name: str) -> tuple[str, int]:
+    """The other way: a term's plain name and its teacher's place."""
+    plain, _, place = name.partition("@")
+    return plain, int(place or 0)
+
+
+def routed(domains: Sequence[str], route: Domains) -> torch.Tensor:
+    """Bool, [B]: the samples whose domain is on `route`."""
+    return torch.tensor([route is None or domain in route for domain in domains])

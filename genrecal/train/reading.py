@@ -7,6 +7,9 @@ it looks, each for the first answer token and for the later ones:
     gradient norms   ||d(CE + KL) / d z_q||, and ||d SFT / d z_q|| beside it
     KL rise          KL with z_q of another sample of the batch - KL with the right z_q, per token
 
+Where the Recalibrator reads the student's answer features too (`answer_input: aligned`), both count them in.
+`verdict` says in words what the figures of a stage come to.
+
 Both come from the training step itself. To split the gradient, a probed step runs the Recalibrator on two
 views of z_q and takes the first tokens' losses from one and the later tokens' from the other: their sum, and
 so the step, is the one that an unprobed step takes.
@@ -14,12 +17,17 @@ so the step, is the one that an unprobed step takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from genrecal.data.batch import Batch
+
+if TYPE_CHECKING:
+    from genrecal.train.recalibrated import StudentReading
 
 KEYS = (
     "distill_first_sq",
@@ -44,21 +52,19 @@ class ReadingProbe:
 
     def align(
         self,
-        losses: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-        z_q_BQD: torch.Tensor,
-        lengths_B: torch.Tensor,
-        teacher: Any,
-        batch: Batch,
+        losses: Callable[[StudentReading], tuple[torch.Tensor, torch.Tensor]],
+        student: StudentReading,
+        targets_BA: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Algorithm 1's two terms, watched; `losses` gives CE and KL of every token, [T] each."""
-        first_BA = torch.zeros_like(batch.answer_mask_BA)
+        """Algorithm 1's two terms, watched; `losses` gives CE and KL of every target, [T] each."""
+        first_BA = torch.zeros_like(targets_BA)
         first_BA[:, 0] = True
-        first_T = first_BA[batch.answer_mask_BA]
-        ar_first_T, kl_first_T = losses(self._watch(z_q_BQD, "distill_first_sq"), lengths_B, teacher, batch)
-        ar_later_T, kl_later_T = losses(self._watch(z_q_BQD, "distill_later_sq"), lengths_B, teacher, batch)
-        if len(lengths_B) > 1:
+        first_T = first_BA[targets_BA]
+        ar_first_T, kl_first_T = losses(student.through(partial(self._watch, key="distill_first_sq")))
+        ar_later_T, kl_later_T = losses(student.through(partial(self._watch, key="distill_later_sq")))
+        if len(student.lengths_B) > 1:
             with torch.no_grad():
-                _, shuffled_T = losses(z_q_BQD.roll(1, 0), lengths_B.roll(1, 0), teacher, batch)
+                _, shuffled_T = losses(student.of_another_sample())
                 rise_T = shuffled_T - kl_first_T
                 self.sums["rise_first"] += float(rise_T[first_T].sum())
                 self.sums["rise_later"] += float(rise_T[~first_T].sum())
@@ -73,9 +79,9 @@ class ReadingProbe:
         """z for the student's own head; its gradient is counted at the question positions alone."""
         positions_S = torch.arange(z_BSD.shape[1], device=z_BSD.device)
         question_BS = positions_S[None] < batch.question_lengths_B[:, None]
-        return self._watch(z_BSD, "sft_sq", question_BS)
+        return self._watch(z_BSD, key="sft_sq", mask=question_BS)
 
-    def _watch(self, z: torch.Tensor, key: str, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def _watch(self, z: torch.Tensor, *, key: str, mask: torch.Tensor | None = None) -> torch.Tensor:
         if not z.requires_grad:
             return z
         view = z.view_as(z)
@@ -112,3 +118,55 @@ def reading_metrics(sums: dict[str, float], *, ranks: int, distils: bool) -> dic
             tokens = sums[f"{part}_tokens"]
             metrics[f"kl_rise_{part}"] = sums[f"rise_{part}"] / tokens if tokens else None
     return metrics
+
+
+# A KL rise below so many nats is noise: a token that another sample's features predict as well reads none.
+READS_NATS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the last probes of a stage come to."""
+
+    reads: (
+        str  # "every answer token", "the first answer token alone", "later answer tokens alone" or "nothing"
+    )
+    kl_rise_first: float | None  # nats; None where no batch held two samples or no such token
+    kl_rise_later: float | None
+
+    @property
+    def reads_all(self) -> bool:
+        return self.reads == "every answer token"
+
+    def sentence(self) -> str:
+        """For the console."""
+        rises = ", ".join(
+            f"{name} {'-' if value is None else f'{value:+.3f}'} nats"
+            for name, value in (("first", self.kl_rise_first), ("later", self.kl_rise_later))
+        )
+        return (
+            f"the Recalibrator reads the student for {self.reads}"
+            f" (KL rise with another sample's features: {rises})"
+        )
+
+
+def verdict(readings: Sequence[Mapping[str, float | None]]) -> Verdict | None:
+    """The verdict over `readings`, the records of a stage's last probes; None where none distils."""
+
+    def mean(key: str) -> float | None:
+        values = [value for reading in readings if (value := reading.get(key)) is not None]
+        return sum(values) / len(values) if values else None
+
+    first, later = mean("kl_rise_first"), mean("kl_rise_later")
+    if first is None and later is None:
+        return None
+    # Where answers lack one part (those of one token have no later ones), the other part speaks for both.
+    parts = (first if first is not None else later, later if later is not None else first)
+    reads_first, reads_later = (value is not None and value > READS_NATS for value in parts)
+    reads = {
+        (True, True): "every answer token",
+        (True, False): "the first answer token alone",
+        (False, True): "later answer tokens alone",
+        (False, False): "nothing",
+    }[reads_first, reads_later]
+    return Verdict(reads=reads, kl_rise_first=first, kl_rise_later=later)

@@ -13,10 +13,14 @@ from its newest checkpoint.
 from __future__ import annotations
 
 import gc
+import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -24,7 +28,7 @@ from genrecal.core.card import write_student_card
 from genrecal.core.config import dump_config, load_config
 from genrecal.core.console import console
 from genrecal.core.errors import ConfigError, GenrecalError
-from genrecal.core.files import write_text
+from genrecal.core.files import read_json, write_text
 from genrecal.core.manifest import NAME, installed_versions, verify_manifest, write_manifest
 from genrecal.core.types import Sample
 from genrecal.data.batch import Batch, collate_one
@@ -33,11 +37,15 @@ from genrecal.data.order import step_count
 from genrecal.data.pair import PairReader
 from genrecal.models.processors import load_processor
 from genrecal.train.artifacts import publish, save_stage
-from genrecal.train.engine import engine_config, frozen_fingerprint, join_ranks, start
-from genrecal.train.loop import StageRun, train
+from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerprint, join_ranks, start
+from genrecal.train.features import recalibrated_features
+from genrecal.train.labels import Labels, Relabelled, teacher_labels
+from genrecal.train.loop import StageRun, padding, train
+from genrecal.train.pairing import comparison_settings, require_served
+from genrecal.train.reading import Verdict, verdict
 from genrecal.train.settings import RunConfig
-from genrecal.train.setup import RECALIBRATOR_FILE, build_stage
-from genrecal.train.stages import METHODS, STAGES
+from genrecal.train.setup import build_stage, recalibrator_file
+from genrecal.train.stages import METHODS, Stage, StageConfig
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -68,11 +76,12 @@ def check_run(config: RunConfig) -> None:
         raise ConfigError(
             "is not empty and holds no run", where=config.output, fix="Give another output folder"
         )
-    for folder in (config.student, config.teacher):
-        if folder is not None:
-            load_processor(folder)
+    processor, *teachers = (
+        load_processor(folder) for folder in (config.student, *(source.path for source in config.sources))
+    )
+    require_served(config, processor, teachers)
     samples = read_mixture(config.data.sources)
-    for name in METHODS[config.method]:
+    for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
 
 
@@ -88,18 +97,19 @@ def run_method(config: RunConfig) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
         write_text(config.output / CONFIG, dump_config(config))
     samples = read_mixture(config.data.sources)
+    labels = teacher_labels(config, samples) if config.learned_labels == "teacher" else None
     student_folder, recalibrator_folder = config.student, None
-    for number, name in enumerate(METHODS[config.method], start=1):
+    for number, name in enumerate(METHODS[config.method].stages, start=1):
         folder = config.output / "stages" / f"{number}-{name}"
         if (folder / NAME).is_file():
             verify_manifest(folder, kind="stage")
             if leader:
                 console.print(f"{name}: finished before, skipped")
         else:
-            _run_stage(config, name, folder, samples, student_folder, recalibrator_folder)
+            _run_stage(config, name, folder, samples, labels, student_folder, recalibrator_folder)
         if (folder / "student").is_dir():
             student_folder = folder / "student"
-        if (folder / RECALIBRATOR_FILE).is_file():
+        if (folder / recalibrator_file(0, 0)).is_file():
             recalibrator_folder = folder
     if leader:
         publish(student_folder, config.output / "student")
@@ -114,18 +124,14 @@ def _run_stage(
     config: RunConfig,
     name: str,
     folder: Path,
-    samples: tuple[Sample, ...],
+    samples: Sequence[Sample],
+    labels: Labels | None,
     student_folder: Path,
     recalibrator_folder: Path | None,
 ) -> None:
-    stage, settings = STAGES[name], config.stage(name)
+    stage, settings = config.plan(name), config.stage(name)
     kept = without_domains(samples, settings.exclude_domains or ())
-    reader = PairReader(
-        kept,
-        student=load_processor(student_folder),
-        teacher=load_processor(config.teacher) if stage.reads_teacher and config.teacher else None,
-        max_tokens=config.data.max_tokens,
-    )
+    reader = _reader(config, stage, kept if labels is None else Relabelled(kept, labels), student_folder)
     deepspeed_settings = engine_config(config.engine, config.optimizer, settings)
     models = build_stage(
         config,
@@ -133,27 +139,18 @@ def _run_stage(
         student_folder=student_folder,
         recalibrator_folder=recalibrator_folder,
         engine_settings=deepspeed_settings,
+        comparison=comparison_settings(config, stage, reader.student, reader.teachers),
     )
     trained, frozen = _count(models.objective)
     engine = start(models.objective, deepspeed_settings)
-    steps = step_count(
-        samples=len(kept),
-        epochs=settings.epochs,
-        ranks=dist.get_world_size(),
-        micro_batch=settings.micro_batch,
-        accumulation=settings.accumulation,
-    )
-    if settings.warmup_steps >= steps:
-        raise ConfigError(
-            f"warms up over {settings.warmup_steps} of {steps} steps",
-            where=f"stages.{name}.warmup_steps",
-            fix="Lower it",
-        )
+    steps = _steps(name, len(kept), settings)
     if dist.get_rank() == 0:
         console.print(
             f"{name}: {len(kept):,} samples, {steps} steps on {dist.get_world_size()} ranks,"
             f" {trained:,} parameters trained, {frozen:,} frozen"
         )
+        if "student_lora" in stage.trains and stage.recalibrates and recalibrator_folder:
+            _warn_unread(recalibrator_folder, config.recalibrator.answer_input)
     run = StageRun(
         name=name,
         stage=stage,
@@ -165,27 +162,107 @@ def _run_stage(
         metrics=config.output / METRICS,
     )
     before = frozen_fingerprint(engine.module)
+    features = _features(engine, run, "before")
     train(engine, run)
+    features |= _features(engine, run, "after")
     if frozen_fingerprint(engine.module) != before:
         raise GenrecalError("frozen parameters changed while the stage trained", where=name)
+    found = _verdict(run)
+    if found is not None and dist.get_rank() == 0:
+        console.print(f"{name}: {found.sentence()}")
     save_stage(
         models,
         folder,
         student_folder=student_folder,
         probe=_probe(reader),
         precision=config.engine.precision,
-        facts=_facts(name, steps, trained, frozen, before),
+        facts=_facts(name, steps, trained, frozen, before) | ({"reading": asdict(found)} if found else {}),
+        features=features,
     )
     engine.destroy()
     del engine, models
     gc.collect()
 
 
+def _reader(config: RunConfig, stage: Stage, samples: Sequence[Sample], student_folder: Path) -> PairReader:
+    limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
+    return PairReader(
+        samples,
+        student=load_processor(student_folder, **limits),
+        teachers=[load_processor(source.path, **limits) for source in config.sources if stage.reads_teacher],
+        max_tokens=config.data.max_tokens,
+        keep=config.data.keep,
+    )
+
+
+def _steps(name: str, samples: int, settings: StageConfig) -> int:
+    steps = step_count(
+        samples=samples,
+        epochs=settings.epochs,
+        ranks=dist.get_world_size(),
+        micro_batch=settings.micro_batch,
+        accumulation=settings.accumulation,
+    )
+    if settings.warmup_steps >= steps:
+        raise ConfigError(
+            f"warms up over {settings.warmup_steps} of {steps} steps",
+            where=f"stages.{name}.warmup_steps",
+            fix="Lower it",
+        )
+    return steps
+
+
+def _features(engine: Any, run: StageRun, when: str) -> dict[str, torch.Tensor]:
+    """Tensors for the figures, from the first samples; nothing without a Recalibrator."""
+    count = min(run.config.engine.feature_samples, len(run.reader))
+    if not run.stage.recalibrates or not count:
+        return {}
+    pad = padding(run.reader)
+    rows = [run.reader[index] for index in range(count)]
+    size = run.settings.micro_batch
+    batches = [
+        pad(rows[first : first + size]).to(device(), DTYPES[run.config.engine.precision])
+        for first in range(0, count, size)
+    ]
+    tensors = recalibrated_features(engine, batches)
+    return {f"{when}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _verdict(run: StageRun) -> Verdict | None:
+    """From the probes of the stage's last quarter."""
+    if not run.stage.recalibrates:
+        return None
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return verdict(
+        [
+            row["reading"]
+            for row in rows
+            if row["stage"] == run.name and row["step"] >= run.steps * 3 // 4 and "reading" in row
+        ]
+    )
+
+
+def _warn_unread(stage_folder: Path, answer_input: str) -> None:
+    """Say so when distillation starts with a Recalibrator that does not read the student."""
+    reading = read_json(stage_folder / NAME).get("reading")
+    if reading and not Verdict(**reading).reads_all:
+        advice = {
+            "features": "recalibrator.answer_input: aligned makes every token read it (docs/paper.md)",
+            "embeddings": "Train stage 1 longer, or take answer_input: aligned (docs/paper.md)",
+            "aligned": "Train stage 1 longer",
+        }[answer_input]
+        console.print(
+            f"warning: {Verdict(**reading).sentence()}; the other answer tokens teach it nothing by this path."
+            f" {advice}",
+            style="yellow",
+        )
+
+
 def _provenance(config: RunConfig) -> dict[str, Any]:
     return {
         "run": config.output.name,
         "method": config.method,
-        "teacher": str(config.teacher) if config.teacher else None,
+        "teacher": ", ".join(str(source.path) for source in config.sources) or None,
         "base_student": str(config.student),
         "seed": config.seed,
         "run_versions": installed_versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,18 @@ from genrecal.core.types import DOMAINS
 from genrecal.data.mixture import SourceConfig
 from genrecal.models.lora import LoraConfig
 from genrecal.models.recalibrator import RecalibratorConfig
-from genrecal.train.stages import METHODS, STAGES, StageConfig
+from genrecal.train.stages import IMAGE_LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
+
+
+class TeacherConfig(Config):
+    """One of several teachers; each gets a Recalibrator of its own and speaks through its own head."""
+
+    path: Path
+    """Folder of the teacher."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of its loss terms."""
+    domains: tuple[str, ...] | None = None
+    """Domains of the samples that it teaches; default: all."""
 
 
 class DataConfig(Config):
@@ -24,6 +36,25 @@ class DataConfig(Config):
     """Longest sample in tokens, question and answer together, in either vocabulary."""
     workers: int = Field(default=0, ge=0)
     """Processes per rank that read ahead; 0: the training process reads."""
+    keep: int = Field(default=0, ge=0)
+    """Samples that each reading process keeps in memory, decoded and tokenized, for the next pass."""
+    max_tiles: int | None = Field(default=None, ge=1)
+    """Tiles at the most that an image is cut into, in models that cut; default: the model's own."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Pixels at the most that an image is scaled to, in models of any size; default: the model's own."""
+
+
+class ObjectiveConfig(Config):
+    """What the paper leaves open about the losses; docs/paper.md argues for the defaults."""
+
+    first_token: bool = True
+    """Whether the first answer token, predicted at the last question position, is a target of CE and KL."""
+    regularize_in_distill: bool = False
+    """Whether stage 2 keeps Algorithm 2's terms (Algorithm 3 has none)."""
+    recalibrator_in_distill: Literal["train", "freeze"] = "train"
+    """Whether the Recalibrator goes on training in stage 2."""
+    skew: float = Field(default=0.1, gt=0, lt=1)
+    """distillm: the student's share of the mixture that it is compared with."""
 
 
 class OptimizerConfig(Config):
@@ -33,6 +64,15 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
+
+
+class RelabelConfig(Config):
+    """How the teacher answers the training questions, where its answers are the labels."""
+
+    batch: int = Field(default=16, ge=1)
+    """Questions on one rank at a time."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Longest answer."""
 
 
 class EngineConfig(Config):
@@ -50,27 +90,37 @@ class EngineConfig(Config):
     """Optimizer steps between checkpoints within a stage."""
     probe_every: int = Field(default=10, ge=1)
     """Optimizer steps between measurements of whether the Recalibrator reads the student."""
+    feature_samples: int = Field(default=10, ge=0)
+    """Question-answer pairs whose features a stage with a Recalibrator leaves for the figures (paper: 10)."""
 
 
 class RunConfig(Config):
     """One training run."""
 
     method: str = "genrecal"
-    """genrecal, sft (the same student updates without a teacher) or finetune (full SFT alone)."""
+    """A key of METHODS (genrecal/train/stages.py): genrecal, sft, minillm, ..."""
     student: Path
     """Folder of the student."""
     teacher: Path | None = None
-    """Folder of the teacher; needed where the method reads one."""
+    """Folder of the teacher, where the method reads one."""
+    teachers: tuple[TeacherConfig, ...] = ()
+    """Several teachers, in place of `teacher`."""
     output: Path
     """The run folder; the same command again resumes what is there."""
+    labels: Literal["given", "teacher"] = "given"
+    """Whose answers are learned: those of the data, or the teacher's own (sequence-level distillation)."""
+    answer_only: bool = False
+    """Comparison methods: distil answer tokens alone, which needs equal tokenizers only (Appendix G)."""
     seed: int = Field(default=0, ge=0)
     data: DataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    relabel: RelabelConfig = RelabelConfig()
     recalibrator: RecalibratorConfig = RecalibratorConfig()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     stages: dict[str, StageConfig] = Field(default_factory=dict)
-    """Settings by stage name: recalibrate, distill, adapt, finetune."""
+    """Settings by stage name (genrecal/train/stages.py): recalibrate, distill, finetune, ..."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -79,12 +129,46 @@ class RunConfig(Config):
         for name, stage in self.stages.items():
             if name not in STAGES:
                 raise ValueError(f"unknown stage '{name}'; known are {', '.join(STAGES)}")
-            for domain in stage.exclude_domains or ():
-                if domain not in DOMAINS:
-                    raise ValueError(f"unknown domain '{domain}'; known are {', '.join(DOMAINS)}")
-        if self.teacher is None and any(STAGES[name].reads_teacher for name in METHODS[self.method]):
+            _known(stage.exclude_domains or (), DOMAINS, "domain")
+            _known(tuple(stage.weights), tuple(TERMS), "loss term")
+        for teacher in self.teachers:
+            _known(teacher.domains or (), DOMAINS, "domain")
+        if self.teacher and self.teachers:
+            raise ValueError("give teacher or teachers, not both")
+        if not self.sources and (self.reads_teacher or self.learned_labels == "teacher"):
             raise ValueError(f"the method '{self.method}' needs a teacher")
+        if len(self.sources) > 1 and not any(
+            STAGES[name].recalibrates for name in METHODS[self.method].stages
+        ):
+            raise ValueError(f"the method '{self.method}' takes one teacher; several are for genrecal")
         return self
+
+    @property
+    def sources(self) -> tuple[TeacherConfig, ...]:
+        """The teachers, however they were named."""
+        return (TeacherConfig(path=self.teacher),) if self.teacher else self.teachers
+
+    @property
+    def learned_labels(self) -> str:
+        """Whose answers are learned; seqkd is nothing but the teacher's."""
+        return "teacher" if METHODS[self.method].labels == "teacher" else self.labels
+
+    @property
+    def reads_teacher(self) -> bool:
+        return any(STAGES[name].reads_teacher for name in METHODS[self.method].stages)
+
+    def plan(self, name: str) -> Stage:
+        """The stage `name` with what this config says of it."""
+        stage, settings = STAGES[name], self.stage(name)
+        trains, losses = stage.trains, stage.losses
+        if "align" in losses and "student_lora" in trains:
+            if self.objective.recalibrator_in_distill == "freeze":
+                trains = tuple(part for part in trains if part != "recalibrator")
+            if self.objective.regularize_in_distill:
+                losses = (*losses, "regularize")
+        if self.answer_only:
+            losses = tuple(loss for loss in losses if loss not in IMAGE_LOSSES)
+        return replace(stage, trains=trains, losses=losses, weights=stage.weights | settings.weights)
 
     def stage(self, name: str) -> StageConfig:
         """The settings of a stage, with the stage's own excluded domains where the config names none."""
@@ -92,3 +176,9 @@ class RunConfig(Config):
         if settings.exclude_domains is None:
             settings = settings.model_copy(update={"exclude_domains": STAGES[name].exclude_domains})
         return settings
+
+
+def _known(names: tuple[str, ...], known: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} '{name}'; known are {', '.join(known)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -14,14 +15,14 @@ from torch import nn
 from genrecal.models.families import family_of, is_vision_encoder
 from genrecal.models.lora import add_lora
 from genrecal.models.processors import load_model
-from genrecal.models.recalibrator import Recalibrator
+from genrecal.models.recalibrator import Recalibrator, copy_blocks
 from genrecal.models.vlm import text_config
+from genrecal.train.comparison import Comparison
 from genrecal.train.engine import DTYPES, loading_for
 from genrecal.train.objective import Objective
+from genrecal.train.recalibrated import Source
 from genrecal.train.settings import RunConfig
 from genrecal.train.stages import Stage
-
-RECALIBRATOR_FILE = "recalibrator.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ def build_stage(
     student_folder: Path,
     recalibrator_folder: Path | None,
     engine_settings: dict[str, Any],
+    comparison: Comparison,
 ) -> StageModels:
     """Load and freeze everything, then free what the stage trains.
 
@@ -46,56 +48,82 @@ def build_stage(
         config: the run.
         stage: what trains.
         student_folder: the student as the stage before left it.
-        recalibrator_folder: where the stage before left the Recalibrator; None: fresh weights.
+        recalibrator_folder: where the stage before left the Recalibrators; None: new ones.
         engine_settings: DeepSpeed's config, so that ZeRO-3 splits weights while they are read.
+        comparison: what the comparison methods know about the pair.
     """
     dtype = DTYPES[config.engine.precision]
     with loading_for(engine_settings):
         student = load_model(student_folder, dtype=dtype)
-        teacher = load_model(config.teacher, dtype=dtype) if stage.reads_teacher and config.teacher else None
+        teachers = [load_model(source.path, dtype=dtype) for source in config.sources if stage.reads_teacher]
     family = family_of(student.config)
-    for model in (student, teacher):
-        if model is not None:
-            model.requires_grad_(False)
-    recalibrator = None
-    if teacher is not None:
-        recalibrator = build_recalibrator(config, student, teacher, recalibrator_folder)
-        for parameter in recalibrator.parameters():
+    for model in (student, *teachers):
+        model.requires_grad_(False)
+    sources = [
+        Source(
+            teacher,
+            build_recalibrators(config, student, teacher, recalibrator_folder, place)
+            if stage.recalibrates
+            else (),
+            config=config.recalibrator,
+            first_token=config.objective.first_token,
+        )
+        for place, teacher in enumerate(teachers)
+    ]
+    for source in sources:
+        for parameter in source.recalibrators.parameters():
             # Parameters alone: in bf16 the rotary frequencies, a buffer, would lose their far positions.
             parameter.data = parameter.data.to(dtype)
-        recalibrator.requires_grad_("recalibrator" in stage.trains)
+        source.recalibrators.requires_grad_("recalibrator" in stage.trains)
     adapter = None
     if "student_lora" in stage.trains:
         torch.manual_seed(config.seed)
         adapter = add_lora(student, config.lora, family)
-    if "student_full" in stage.trains:
-        for name, parameter in student.named_parameters():
+    for name, parameter in student.named_parameters():
+        if "student_full" in stage.trains:
             parameter.requires_grad = not is_vision_encoder(name, family)
+        elif "student_projector" in stage.trains:
+            parameter.requires_grad = name.startswith(family.vision_projector)
     if config.engine.gradient_checkpointing and len(set(stage.trains) - {"recalibrator"}):
         # Re-entrant: ZeRO-3 has split the weights again by the time that the backward pass recomputes.
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         student.enable_input_require_grads()
     objective = Objective(
         student=student,
-        teacher=teacher,
-        recalibrator=recalibrator,
+        sources=sources,
         losses=stage.losses,
-        answer_input=config.recalibrator.answer_input,
+        routes=[source.domains for source in config.sources] if sources else (),
+        comparison=comparison,
     )
     return StageModels(objective=objective, adapter=adapter)
 
 
-def build_recalibrator(config: RunConfig, student: Any, teacher: Any, folder: Path | None) -> Recalibrator:
-    """Fresh weights from the run's seed, or those in `folder`."""
-    torch.manual_seed(config.seed)
-    recalibrator = Recalibrator(
-        config.recalibrator,
-        student_body=student.get_decoder(),
-        teacher_width=text_config(teacher).hidden_size,
-    )
-    if folder is not None:
-        recalibrator.load_state_dict(load_file(folder / RECALIBRATOR_FILE))
-    return recalibrator
+def recalibrator_file(place: int, depth: int) -> str:
+    """The file of a Recalibrator; the first teacher's first depth, the paper's only one, has a plain name."""
+    mark = "".join(f"-{kind}{number}" for kind, number in (("teacher", place), ("layer", depth)) if number)
+    return f"recalibrator{mark}.safetensors"
+
+
+def build_recalibrators(
+    config: RunConfig, student: Any, teacher: Any, folder: Path | None, place: int
+) -> list[Recalibrator]:
+    """A Recalibrator for each depth: new ones from the run's seed, or those in `folder`."""
+    torch.manual_seed(config.seed + 1000 * place)
+    recalibrators = []
+    for depth in range(len(config.recalibrator.layers)):
+        recalibrator = Recalibrator(
+            config.recalibrator,
+            student_body=student.get_decoder(),
+            teacher_width=text_config(teacher).hidden_size,
+        )
+        if folder is not None:
+            recalibrator.load_state_dict(load_file(folder / recalibrator_file(place, depth)))
+        elif config.recalibrator.init == "student":
+            blocks = list(student.get_decoder().layers[: config.recalibrator.blocks].parameters())
+            with deepspeed.zero.GatheredParameters(blocks):
+                copy_blocks(recalibrator, student.get_decoder())
+        recalibrators.append(recalibrator)
+    return recalibrators
 
 
 def named(module: nn.Module, *, trainable_only: bool = False) -> dict[str, nn.Parameter]:

@@ -13,6 +13,7 @@ from genrecal.data.pair import PairedSample, PairReader
 from genrecal.models.processors import load_model, load_processor
 from genrecal.models.recalibrator import Recalibrator, RecalibratorConfig
 from genrecal.train.objective import Objective
+from genrecal.train.recalibrated import Source
 from tests.tiny import TinyData, TinyPair
 from tests.train import reference
 
@@ -36,19 +37,16 @@ class Parts:
         return collate(
             self.rows if rows is None else rows,
             student_padding=self.reader.student.tokenizer.pad_token_id,
-            teacher_padding=self.reader.teacher.tokenizer.pad_token_id,
+            teacher_paddings=[teacher.tokenizer.pad_token_id for teacher in self.reader.teachers],
             student_blank=self.reader.student_blank,
-            teacher_blank=self.reader.teacher_blank,
+            teacher_blanks=self.reader.teacher_blanks,
         )
 
-    def objective(self, *losses: str, answer_input: str = "features", recalibrator: Any = None) -> Objective:
-        return Objective(
-            student=self.student,
-            teacher=self.teacher,
-            recalibrator=self.recalibrator if recalibrator is None else recalibrator,
-            losses=losses,
-            answer_input=answer_input,
-        ).eval()
+    def objective(self, *losses: str, recalibrator: Any = None, **config: Any) -> Objective:
+        """`config` are keys of RecalibratorConfig."""
+        recalibrators = [self.recalibrator if recalibrator is None else recalibrator]
+        source = Source(self.teacher, recalibrators, config=RecalibratorConfig(**config))
+        return Objective(student=self.student, sources=[source], losses=losses).eval()
 
     def reference(self, row: PairedSample, **options: Any) -> reference.Terms:
         return reference.algorithms(
@@ -56,7 +54,7 @@ class Parts:
             teacher64=self.teacher64,
             recalibrator=self.recalibrator,
             student=sides(row.student),
-            teacher=sides(row.teacher),
+            teacher=sides(row.teachers[0]),
             **options,
         )
 
@@ -94,7 +92,7 @@ def make_parts(pair: TinyPair, data: TinyData) -> Parts:
     reader = PairReader(
         tuple(read_llava(data.path)),
         student=load_processor(pair.student),
-        teacher=load_processor(pair.teacher),
+        teachers=[load_processor(pair.teacher)],
         max_tokens=512,
     )
     return Parts(

@@ -160,6 +160,7 @@ class Terms:
     reg_ar: Tensor
     reg_kl: Tensor
     sft: Tensor
+    teacher_ar: Tensor
 
 
 def algorithms(
@@ -207,4 +208,5 @@ def algorithms(
         reg_ar=cross_entropy(regular, teacher.answer),
         reg_kl=divergence(target, regular),
         sft=cross_entropy(own, student.answer),
+        teacher_ar=cross_entropy(target, teacher.answer),
     )

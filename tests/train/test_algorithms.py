@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from genrecal.data.batch import PairedBatch
+from genrecal.models.recalibrator import Reading
 from genrecal.models.vlm import question_features
+from genrecal.train.objective import Objective
 from genrecal.train.reading import ReadingProbe, reading_metrics
+from genrecal.train.recalibrated import TeacherReading
 from tests.tiny import TinyData, TinyPair
 from tests.train import reference
 from tests.train.algorithm_parts import Parts, make_parts, sides
 
 TERMS = {"align": ("ar", "kl"), "regularize": ("reg_ar", "reg_kl"), "sft": ("sft",)}
+# What a stage follows without training on it.
+FOLLOWED = {
+    ("align", "regularize"): {"sft", "teacher_ar"},
+    ("align", "sft"): {"teacher_ar"},
+    ("sft",): set(),
+}
+
+
+def read_teacher(objective: Objective, batch: PairedBatch) -> TeacherReading:
+    return objective.sources[0].read_teacher(batch.teachers[0], torch.ones(len(batch.ids), dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +37,12 @@ def parts(tiny_pair: TinyPair, tiny_data: TinyData) -> Parts:
 
 def test_the_batch_is_mixed(parts: Parts) -> None:
     batch = parts.batch()
-    for side in (batch.student, batch.teacher):
+    for side in (batch.student, batch.teachers[0]):
         assert len(set(side.question_lengths_B.tolist())) > 2
         assert len(set(side.answer_mask_BA.sum(1).tolist())) > 2
     images = [len(row.student.vision.get("image_grid_thw", ())) for row in parts.rows]
     assert sorted(images) == [0, 1, 1, 1, 2]
-    assert batch.student.answer_tokens != batch.teacher.answer_tokens  # two vocabularies
+    assert batch.student.answer_tokens != batch.teachers[0].answer_tokens  # two vocabularies
 
 
 @pytest.mark.parametrize("answer_input", ["features", "embeddings"])
@@ -34,7 +50,7 @@ def test_terms_equal_the_reference(parts: Parts, answer_input: str) -> None:
     with torch.no_grad():
         terms = parts.objective("align", "regularize", "sft", answer_input=answer_input)(parts.batch())
         expected = [parts.reference(row, answer_input=answer_input) for row in parts.rows]
-    assert set(terms) == {"ar", "kl", "reg_ar", "reg_kl", "sft"}
+    assert set(terms) == {"ar", "kl", "reg_ar", "reg_kl", "sft", "teacher_ar"}
     for name, value in terms.items():
         total = sum(float(getattr(one, name).sum()) for one in expected)
         assert float(value) == pytest.approx(total, rel=1e-5), name
@@ -53,7 +69,7 @@ def test_every_sample_alone_equals_the_reference(parts: Parts) -> None:
 def test_a_blank_image_in_a_batch_of_text_moves_nothing(parts: Parts) -> None:
     """The batch runs through the vision encoders, for the sake of the other ranks, and no loss sees it."""
     batch = parts.batch(parts.text_rows)
-    assert batch.student.vision and batch.teacher.vision
+    assert batch.student.vision and batch.teachers[0].vision
     with torch.no_grad():
         terms = parts.objective("align", "regularize", "sft")(batch)
         expected = [parts.reference(row, answer_input="features") for row in parts.text_rows]
@@ -66,17 +82,17 @@ def test_a_blank_image_in_a_batch_of_text_moves_nothing(parts: Parts) -> None:
 def test_a_stage_computes_its_own_terms_and_sft(parts: Parts, losses: tuple[str, ...]) -> None:
     with torch.no_grad():
         terms = parts.objective(*losses)(parts.batch())
-    assert set(terms) == {name for loss in losses for name in TERMS[loss]} | {"sft"}
+    assert set(terms) == {name for loss in losses for name in TERMS[loss]} | FOLLOWED[losses]
 
 
 def test_the_first_kl_target_reads_the_teachers_last_question_feature(parts: Parts) -> None:
     batch = parts.batch()
-    target_TV = parts.objective("align")._read_teacher(batch.teacher).logits_TV
-    firsts = torch.cat([torch.tensor([0]), batch.teacher.answer_mask_BA.sum(1).cumsum(0)[:-1]])
+    target_TV = read_teacher(parts.objective("align"), batch).logits_TV
+    firsts = torch.cat([torch.tensor([0]), batch.teachers[0].answer_mask_BA.sum(1).cumsum(0)[:-1]])
     for number, row in zip(firsts, parts.rows, strict=True):
         with torch.no_grad():
-            z_ND = reference.vlm_body(parts.teacher64, sides(row.teacher))
-            last = z_ND[len(row.teacher.question_ids) - 1 :][:1]
+            z_ND = reference.vlm_body(parts.teacher64, sides(row.teachers[0]))
+            last = z_ND[len(row.teachers[0].question_ids) - 1 :][:1]
             expected = reference.head(parts.teacher64, last)[0]
         assert torch.allclose(target_TV[number].double(), expected, atol=1e-5)
 
@@ -91,13 +107,14 @@ def test_only_the_teachers_answer_passes_rec_proj_pre_in_the_main_branch(parts: 
         batch = parts.batch()
         with torch.no_grad():
             objective(batch)
-            teacher = objective._read_teacher(batch.teacher)
+            teacher = read_teacher(objective, batch)
     finally:
         hook.remove()
     main, regularisation = seen
-    assert torch.equal(main, teacher.z_a_BAD)
+    (answer_BAD,), (question_BQD,) = teacher.answer_input_BAD, teacher.z_q_BQD
+    assert torch.equal(main, answer_BAD)
     # Algorithm 2: the teacher's question features go through it as well.
-    assert torch.equal(regularisation, torch.cat([teacher.z_q_BQD, teacher.z_a_BAD], 1))
+    assert torch.equal(regularisation, torch.cat([question_BQD, answer_BAD], 1))
 
 
 def test_probed_and_unprobed_steps_take_the_same_gradient(parts: Parts) -> None:
@@ -120,7 +137,7 @@ def test_probed_and_unprobed_steps_take_the_same_gradient(parts: Parts) -> None:
 def test_reading_figures_equal_the_reference(parts: Parts) -> None:
     """Gradient norms by autograd through the reference; KL rises with the neighbour's z_q in it."""
     batch, probe = parts.batch(), ReadingProbe()
-    tokens_l, tokens_s = batch.teacher.answer_tokens, batch.student.answer_tokens
+    tokens_l, tokens_s = batch.teachers[0].answer_tokens, batch.student.answer_tokens
     terms = parts.objective("align", "regularize")(batch, probe)
     ((terms["ar"] + terms["kl"]) / tokens_l + terms["sft"] / tokens_s).backward()
     found = reading_metrics(probe.sums, ranks=1, distils=True)
@@ -164,7 +181,7 @@ def test_detached_question_features_have_no_distillation_gradient(
 ) -> None:
     probe = ReadingProbe()
     monkeypatch.setattr(
-        "genrecal.train.objective.question_features", lambda z, batch: question_features(z, batch).detach()
+        "genrecal.train.recalibrated.question_features", lambda z, batch: question_features(z, batch).detach()
     )
     terms = parts.objective("align", "regularize")(parts.batch(), probe)
     (terms["ar"] + terms["kl"] + terms["sft"]).backward()
@@ -181,9 +198,9 @@ class Deaf(torch.nn.Module):
         self.r_D = torch.nn.Parameter(torch.linspace(-1, 1, width))
 
     def forward(
-        self, prefix: torch.Tensor, lengths: torch.Tensor, suffix: torch.Tensor, mask: torch.Tensor, **_: bool
-    ) -> torch.Tensor:
-        return self.r_D.expand(*suffix.shape[:2], -1)
+        self, prefix: torch.Tensor, lengths: torch.Tensor, suffix: torch.Tensor, mask: torch.Tensor, **_: Any
+    ) -> Reading:
+        return Reading(hidden_BND=prefix, r_BAD=self.r_D.expand(*suffix.shape[:2], -1))
 
 
 def test_a_recalibrator_that_ignores_the_student_has_no_kl_rise(parts: Parts) -> None:

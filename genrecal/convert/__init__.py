@@ -1,0 +1,1 @@
+"""Checkpoints in their authors' own layout -> folders that transformers' own classes read."""

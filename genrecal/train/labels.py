@@ -1,0 +1,216 @@
+"""The teacher's own answers as labels (sequence-level distillation), written once, before the first stage.
+
+    RUN/labels/rank-0.jsonl …      {"key", "answer"} as they come; a killed run goes on behind them
+    RUN/labels/keys.npy, offsets.npy, answers.bin, manifest.json      all of them, sorted; the manifest last
+
+An answer belongs to what was asked: its key is a digest of the images' names and the turns before it. So rows
+may come in any order, and equal questions share an answer. Answers are greedy: the labels are a function of
+teacher and data. A sample that the teacher answers with nothing keeps its given answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from genrecal.core.console import console, progress
+from genrecal.core.files import atomic_folder
+from genrecal.core.images import open_image
+from genrecal.core.manifest import NAME, verify_manifest, write_manifest
+from genrecal.core.types import Sample, Turn
+from genrecal.data.inputs import answer_form, encode_prompt, join_vision
+from genrecal.data.pair import chat_messages
+from genrecal.models.families import family_of
+from genrecal.models.processors import load_model, load_processor
+from genrecal.train.engine import DTYPES, device, engine_config, generating, loading_for
+from genrecal.train.settings import RunConfig
+from genrecal.train.stages import StageConfig
+
+FOLDER = "labels"
+
+
+def label_key(sample: Sample) -> int:
+    """64 bits of what is asked: the images' names and the turns before the answer."""
+    asked = [str(image) for image in sample.images] + [turn.text for turn in sample.turns[:-1]]
+    return int.from_bytes(hashlib.sha256(json.dumps(asked).encode()).digest()[:8], "little")
+
+
+class Labels:
+    """The labels in a folder, looked up on disk: millions of answers take no memory."""
+
+    def __init__(self, folder: Path) -> None:
+        verify_manifest(folder, kind="labels")
+        self.keys = np.load(folder / "keys.npy", mmap_mode="r")
+        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self.text = np.memmap(folder / "answers.bin", dtype=np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def answer(self, sample: Sample) -> str | None:
+        """The teacher's answer to what `sample` asks; None where it had none."""
+        key = np.uint64(label_key(sample))
+        place = int(np.searchsorted(self.keys, key))
+        if place == len(self.keys) or self.keys[place] != key:
+            return None
+        return bytes(self.text[self.offsets[place] : self.offsets[place + 1]]).decode()
+
+
+class Relabelled(Sequence[Sample]):
+    """`samples` with the teacher's answers where it has one."""
+
+    def __init__(self, samples: Sequence[Sample], labels: Labels) -> None:
+        self.samples, self.labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        sample = self.samples[index]
+        answer = self.labels.answer(sample)
+        if answer is None:
+            return sample
+        return replace(sample, turns=(*sample.turns[:-1], Turn(role="assistant", text=answer)))
+
+
+def teacher_labels(config: RunConfig, samples: Sequence[Sample]) -> Labels:
+    """The labels of the run, generated now where they are not there yet; every rank calls it.
+
+    With several teachers each sample is answered by the first one whose domains hold it.
+    """
+    folder = config.output / FOLDER
+    if not (folder / NAME).is_file():
+        journals = config.output / f"{FOLDER}-journal"
+        journals.mkdir(exist_ok=True)
+        for place in range(len(config.sources)):
+            _generate(config, samples, place, journals)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            answered = _write(folder, journals)
+            console.print(f"labels: {answered:,} questions answered by the teacher")
+        dist.barrier()
+    return Labels(folder)
+
+
+def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals: Path) -> None:
+    """This rank's share of one teacher's answers, appended to its journal."""
+    source, batch = config.sources[place], config.relabel.batch
+    done = {row["key"] for journal in journals.glob("*.jsonl") for row in _rows(journal)}
+    dist.barrier()  # every rank has read the journals before one writes
+    rank = dist.get_rank()
+    mine = [
+        index
+        for index in range(rank, len(samples), dist.get_world_size())
+        if _teacher_of(samples[index], config) == place and label_key(samples[index]) not in done
+    ]
+    batches = [mine[first : first + batch] for first in range(0, len(mine), batch)]
+    most = torch.tensor(len(batches), device=device())
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if not int(most):
+        return
+    limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
+    processor = load_processor(source.path, **limits)
+    settings = engine_config(config.engine, config.optimizer, StageConfig(micro_batch=batch, accumulation=1))
+    with loading_for(settings):
+        model = load_model(source.path, dtype=DTYPES[config.engine.precision])
+    with (
+        generating(model, settings) as teacher,
+        (journals / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as journal,
+        progress(disable=rank != 0) as bar,
+    ):
+        task = bar.add_task("labels", total=int(most), note="")
+        for number in range(int(most)):
+            # Under ZeRO-3 a rank without samples left generates along: weights are gathered from all.
+            rows = [samples[index] for index in (batches[number] if number < len(batches) else [0])]
+            answers = _answers(teacher, processor, rows, config.relabel.max_new_tokens)
+            if number < len(batches):
+                for sample, answer in zip(rows, answers, strict=True):
+                    journal.write(json.dumps({"key": label_key(sample), "answer": answer}) + "\n")
+                journal.flush()
+            bar.update(task, advance=1)
+
+
+def _teacher_of(sample: Sample, config: RunConfig) -> int | None:
+    serving = (
+        place
+        for place, source in enumerate(config.sources)
+        if source.domains is None or sample.domain in source.domains
+    )
+    return next(serving, None)
+
+
+def _answers(model: Any, processor: Any, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+    """Greedy answers, padded on the left so that all begin in the same column."""
+    prompts = [
+        encode_prompt(processor, chat_messages(sample), [open_image(image) for image in sample.images])
+        for sample in samples
+    ]
+    tokenizer = processor.tokenizer
+    longest = max(len(prompt.ids) for prompt in prompts)
+
+    def pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.stack(
+            [torch.nn.functional.pad(row, (longest - len(row), 0), value=value) for row in rows]
+        ).to(device())
+
+    ids_BS = pad([prompt.ids for prompt in prompts], tokenizer.pad_token_id)
+    extras = {
+        name: pad([prompt.token_inputs[name] for prompt in prompts], 0)
+        for name in family_of(model.config).token_inputs
+    }
+    vision = {
+        name: value.to(device(), model.dtype) if value.is_floating_point() else value.to(device())
+        for name, value in join_vision([prompt.vision for prompt in prompts]).items()
+    }
+    with torch.no_grad():
+        written_BN = model.generate(
+            input_ids=ids_BS,
+            attention_mask=pad([torch.ones_like(prompt.ids) for prompt in prompts], 0),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=answer_form(processor).end_id,
+            pad_token_id=tokenizer.pad_token_id,
+            synced_gpus=dist.get_world_size() > 1,
+            **extras,
+            **vision,
+        )
+    return [
+        text.strip() for text in tokenizer.batch_decode(written_BN[:, longest:], skip_special_tokens=True)
+    ]
+
+
+def _rows(journal: Path) -> list[dict[str, Any]]:
+    """The journal's rows; a kill can cut the last one off."""
+    rows = []
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _write(folder: Path, journals: Path) -> int:
+    """The journals as one sorted table; returns the number of answers in it."""
+    answers = {
+        row["key"]: row["answer"]
+        for journal in sorted(journals.glob("*.jsonl"))
+        for row in _rows(journal)
+        if row["answer"]
+    }
+    keys = sorted(answers)
+    texts = [answers[key].encode() for key in keys]
+    with atomic_folder(folder) as temporary:
+        np.save(temporary / "keys.npy", np.array(keys, dtype=np.uint64))
+        np.save(temporary / "offsets.npy", np.cumsum([0, *map(len, texts)], dtype=np.int64))
+        (temporary / "answers.bin").write_bytes(b"".join(texts) or b"\0")
+        write_manifest(temporary, kind="labels", answers=len(keys))
+    return len(keys)

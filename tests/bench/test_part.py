@@ -1,0 +1,34 @@
+"""A part of a set is spread over it, keeps CircularEval groups whole and is the same each time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from bench.part import part_of
+from bench.run import run_bench
+from bench.subject import open_subject
+from bench.types import SubjectSpec
+
+
+def test_evenly_spaced():
+    questions = [SimpleNamespace(id=f"q{number}") for number in range(10)]
+    assert [one.id for one in part_of("mmmu", questions, 4)] == ["q0", "q2", "q5", "q7"]
+    assert part_of("mmmu", questions, None) is questions
+    assert part_of("mmmu", questions, 99) == questions
+    assert len(part_of("mmmu", questions, 1)) == 1
+
+
+def test_a_question_with_its_rotations_is_one():
+    rows = [SimpleNamespace(index=turn * 10**6 + question) for turn in range(3) for question in range(4)]
+    kept = part_of("mmb", rows, 2)
+    assert [row.index for row in kept] == [0, 2, 1000000, 1000002, 2000000, 2000002]
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(1, (1, 1, 1)), (2, (2, 2, 2))])
+def test_a_limited_run_is_scored_over_its_part(student_folder, sets, tmp_path, limit, counts):
+    spec = SubjectSpec(path=student_folder, name="student", greedy=True, max_new_tokens=6)
+    report = run_bench(open_subject(spec), sets, tmp_path, timed_queries=0, limit=limit, quiet=True)
+    assert tuple(report.results[name].score.n for name in ("mmb", "mmmu", "mmvet")) == counts
+    assert report.perf is None
