@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 # No run of this Makefile asks a model hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test test-full setup lint clean
 
 demo: setup
 	$(BIN)/genrecal demo $(DEMO_ARGS)
@@ -26,6 +26,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-full: setup
+	$(BIN)/python -m pytest -m ""
 
 setup: $(VENV)/.ready
 

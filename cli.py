@@ -47,6 +47,12 @@ EXTRA_OF = {
     "onnxruntime": "edge",
     "tokenizers": "edge",
     "pyarrow": "bench",
+    "datasets": "train",
+    "webdataset": "train",
+    "braceexpand": "train",
+    "filelock": "train",
+    "sentencepiece": "train",
+    "google": "train",  # protobuf
     "pandas": "bench",
     "scipy": "bench",
     "openai": "bench",
@@ -92,6 +98,17 @@ def distill(
     run(load_config(config, RunConfig, overrides or ()))
 
 
+@app.command(epilog="Example: `genrecal convert InternVL2_5-8B models/InternVL2_5-8B`")
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint folder in its authors' own layout.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write; it is not there yet.")],
+) -> None:
+    """Convert an InternVL or NVLM-D checkpoint that brings its own model code; none of it is run."""
+    from genrecal.convert.checkpoint import convert as run
+
+    run(source, output)
+
+
 @app.command(epilog="Example: `genrecal export runs/demo --int8`")
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a plain student folder.")],
@@ -106,6 +123,19 @@ def export(
 
     precision = "fp32" if fp32 else "int8"
     export_run(run, output or run / f"build-{precision}", precision=precision)
+
+
+@app.command(
+    epilog="Example: `genrecal pairs --teacher models/InternVL2_5-78B --student models/Qwen2-VL-7B-Instruct`"
+)
+def pairs(
+    teacher: Annotated[list[Path], typer.Option(help="Folder of a teacher; repeatable.")],
+    student: Annotated[list[Path], typer.Option(help="Folder of a student; repeatable.")],
+) -> None:
+    """Which methods serve which pairs, and why others do not (the paper's Figure 8); loads no weights."""
+    from genrecal.train.pairing import pair_table, print_pairs
+
+    print_pairs(pair_table(teacher, student))
 
 
 @app.command(epilog='Example: `genrecal ask runs/demo/build-int8 chart.png "Which bar is highest?"`')
@@ -195,26 +225,56 @@ def demo(
     run_demo(load_demo_config(config, overrides or ()), seeds=seeds, output=output)
 
 
-@data_app.command(epilog="Example: `genrecal data check train.json --test mmbench.tsv --test mm-vet/`")
-def check(
-    training: Annotated[list[Path], typer.Argument(help="LLaVA conversation JSON files.")],
-    test: Annotated[list[Path], typer.Option(help="Test sets: TSV, parquet, a folder, or LLaVA JSON.")],
-    images: Annotated[
-        Path | None, typer.Option(help="Where training image paths start; default: beside each JSON.")
+@app.command(epilog="Example: `genrecal figures runs/sft runs/genrecal --output figures`")
+def figures(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    output: Annotated[Path, typer.Option(help="Where figures, CSV files and figures.html go.")],
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="svg or png; repeatable. Default: both.")
+    ] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(help="Bench folder of a student as it was; repeatable. Default: STUDENT-bench."),
     ] = None,
 ) -> None:
-    """Check by hash that no image of the training data is in a test set."""
-    from bench.images import set_images
-    from genrecal.core.console import console
-    from genrecal.data.check import check_overlap
-    from genrecal.data.mixture import SourceConfig, read_mixture, training_images
+    """Draw the paper's figures from runs; what lacks its data is skipped and named."""
+    from genrecal.figures.draw import FORMATS, figures_command
 
-    samples = read_mixture(
-        [SourceConfig(path=path, images=images, domain="general_vqa") for path in training]
+    figures_command(runs, output, formats=formats or FORMATS, baselines=baseline or ())
+
+
+@data_app.command(epilog="Example: `genrecal data check train.json --test mmbench.tsv --test mm-vet/`")
+def check(
+    training: Annotated[
+        list[Path], typer.Argument(help="Training data in any format, or a config (YAML) for its `data`.")
+    ],
+    test: Annotated[
+        list[Path] | None, typer.Option(help="Test sets: TSV, parquet, a folder, or LLaVA JSON.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where training image paths start; default: beside each file.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the census as JSON.")] = None,
+    bad: Annotated[Path | None, typer.Option(help="File for the bad rows, a JSON line each.")] = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="File for the ids of samples that are in a test set.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that open images.")] = 1,
+) -> None:
+    """Count what is in training data, name its bad rows, and look for the test sets in it."""
+    from bench.images import set_questions
+    from genrecal.data.census_report import check_data
+    from genrecal.data.overlap import TestIndex
+    from genrecal.data.source import named_sources
+
+    check_data(
+        named_sources(training, images=images),
+        tests=TestIndex(question for path in test for question in set_questions(path)) if test else None,
+        workers=workers,
+        json_file=json,
+        bad_file=bad,
+        exclude_file=exclude,
     )
-    found = check_overlap(training_images(samples), (entry for path in test for entry in set_images(path)))
-    found.require_none(where=", ".join(str(path) for path in test))
-    console.print(f"{found.testing_images} test images, none among {found.training_images} training images")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.
 
 import pytest
 
+from tests.families import NAMES, ReadFamily, read_family
 from tests.tiny import TinyData, TinyPair, write_data, write_pair
 
 
@@ -30,3 +31,18 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     """Thirty conversations with images; tests only read them."""
     return write_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with a tiny VLM of every family; tests only read them."""
+    from tests.tiny_families import write_family
+
+    root = tmp_path_factory.mktemp("families")
+    return {name: write_family(name, root / name) for name in NAMES}
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def family(request: pytest.FixtureRequest, family_folders: dict[str, Path]) -> ReadFamily:
+    """Each family in turn, with the samples as it reads them."""
+    return read_family(request.param, family_folders[request.param])

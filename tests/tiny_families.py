@@ -7,6 +7,7 @@ DeepStack, pan-padded grids, bidirectional image tokens, sliding windows. Two ca
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ def _qwen_tokenizer(corpus: Iterable[str], vocabulary: int, special: tuple[str, 
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[token for token in special if token not in ("<|im_end|>", "<|endoftext|>")],
+        additional_special_tokens=[
+            token for token in special if token not in ("<|im_end|>", "<|endoftext|>")
+        ],
         extra_special_tokens=names,
         model_max_length=4096,
     )
@@ -188,19 +191,31 @@ def _llama_tokenizer(
 
 def _gemma_tokenizer(corpus: Iterable[str], vocabulary: int, special: tuple[str, ...]) -> Any:
     """SentencePiece's manner: spaces as ▁ within tokens, bytes for what the vocabulary lacks."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[^▁\n]+|\n|▁+"), behavior="isolated")
+    ends = ("<pad>", "<eos>", "<bos>", "<unk>")
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", "▁")
+    learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[^▁\n]+|\n|▁+"), behavior="isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[*ends, *(f"<0x{value:02X}>" for value in range(256))],
+        show_progress=False,
+    )
+    learner.train_from_iterator(corpus, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    # Anew from what was learned: the entries that stand for bytes must not count as special tokens.
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=learned["vocab"],
+            merges=[tuple(pair) for pair in learned["merges"]],
+            byte_fallback=True,
+            fuse_unk=True,
+            unk_token="<unk>",
+        )
+    )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    plain_bytes = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", *plain_bytes],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
     return GemmaTokenizerFast(
         tokenizer_object=tokenizer,
         additional_special_tokens=list(special),
@@ -374,9 +389,7 @@ def _llava_onevision(folder: Path) -> None:
         vision_aspect_ratio="anyres_max_4",  # 3 x 3 tiles are thinned out
     )
     processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(
-            size={"height": TILE, "width": TILE}, image_grid_pinpoints=grid, **HALF
-        ),
+        LlavaOnevisionImageProcessor(size={"height": TILE, "width": TILE}, image_grid_pinpoints=grid, **HALF),
         tokenizer,
         num_image_tokens=(TILE // PATCH) ** 2,
         vision_feature_select_strategy="full",

@@ -14,86 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import InternVLConfig, PretrainedConfig
+from transformers import InternVLConfig
 
+from genrecal.convert.config_keys import (
+    BIAS_KEYS,
+    FIXED,
+    FIXED_TEXT,
+    FIXED_VISION,
+    HARMLESS,
+    HOUSEKEEPING,
+    LANGUAGE_MODELS,
+    QK_NORM_EPS,
+    QWEN2_KEYS,
+    TEXT_KEYS,
+    TOP_KEYS,
+    VISION_KEYS,
+)
 from genrecal.convert.source import Source
+from genrecal.convert.weights import HEAD_WEIGHTS
 from genrecal.core.errors import ModelError
 from genrecal.models.nvlm import NvlmConfig
-
-# llm_config's architecture: the native model type. InternLM2 is a Llama whose weights are packed otherwise.
-LANGUAGE_MODELS = {
-    "Qwen2ForCausalLM": "qwen2",
-    "LlamaForCausalLM": "llama",
-    "InternLM2ForCausalLM": "llama",
-}
-TEXT_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "rope_theta",
-    "attention_dropout",
-    "use_cache",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
-QWEN2_KEYS = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
-BIAS_KEYS = ("bias", "attention_bias")
-# InternViT's name: (the native one, InternViT's default where the file has none).
-VISION_KEYS: dict[str, tuple[str, Any]] = {
-    "hidden_size": ("hidden_size", 3200),
-    "num_hidden_layers": ("num_hidden_layers", 48),
-    "num_attention_heads": ("num_attention_heads", 25),
-    "intermediate_size": ("intermediate_size", 12800),
-    "qkv_bias": ("attention_bias", False),
-    "qk_normalization": ("use_qk_norm", True),
-    "norm_type": ("norm_type", "rms_norm"),
-    "layer_norm_eps": ("layer_norm_eps", 1e-6),
-    "hidden_act": ("hidden_act", "gelu"),
-    "attention_dropout": ("attention_dropout", 0.0),
-    "dropout": ("projection_dropout", 0.0),
-    "initializer_range": ("initializer_range", 0.02),
-    "initializer_factor": ("layer_scale_init_value", 0.1),
-    "image_size": ("image_size", 224),
-    "patch_size": ("patch_size", 14),
-    "num_channels": ("num_channels", 3),
-}
-# Keys that the native classes can express with one value only: (default, what they can).
-FIXED = {
-    "select_layer": (-1, -1),  # the encoder's last layer
-    "ps_version": ("v1", "v2"),  # height and width swapped back after the pixel shuffle
-    "pad2square": (False, False),
-    "use_backbone_lora": (0, 0),
-    "use_llm_lora": (0, 0),
-}
-FIXED_TEXT = {"moe_config": (None, None), "mlp_bias": (False, False)}
-FIXED_VISION = {"use_moe": (False, False)}
-# The norm of queries and keys has this epsilon in the native class, whatever the config says.
-QK_NORM_EPS = 1e-6
-TOP_KEYS = (
-    "force_image_size",
-    "downsample_ratio",
-    "dynamic_image_size",
-    "min_dynamic_patch",
-    "max_dynamic_patch",
-    "use_thumbnail",
-    "template",
-    "system_message",
-    "vision_config",
-    "llm_config",
-    "torch_dtype",
-    "tie_word_embeddings",
-)
-# What transformers itself writes into every config, sampling settings of old versions among it.
-HOUSEKEEPING = set(PretrainedConfig().to_dict()) | {"auto_map", "model_type", "architectures", "torch_dtype"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +41,8 @@ class ConvertedConfig:
     """The native config, and what the authors' one says beside it."""
 
     config: InternVLConfig
-    dropped: tuple[str, ...]
-    """Keys with a value that the native config has no place for."""
+    dropped: dict[str, str]
+    """Keys with a value that the native config has no place for, and what that means."""
 
 
 def tile_size(source: Source) -> int:
@@ -116,13 +56,12 @@ def tokens_per_tile(source: Source) -> int:
     return int(patches**2 * source.config.get("downsample_ratio", 0.5) ** 2)
 
 
-def convert_config(source: Source, *, image_token_id: int, tied: bool) -> ConvertedConfig:
+def convert_config(source: Source, *, image_token_id: int) -> ConvertedConfig:
     """The native config of `source`.
 
     Args:
         source: the checkpoint.
         image_token_id: of the token that image features replace.
-        tied: whether the head is the embedding, so that there is no weight of its own for it.
 
     Raises:
         ModelError: a part is missing, or has a value that the native classes cannot express.
@@ -136,15 +75,17 @@ def convert_config(source: Source, *, image_token_id: int, tied: bool) -> Conver
     ):
         _check_fixed(part, fixed, name, where)
     native_vision = _vision_config(top)
-    if native_vision["use_qk_norm"] and native_vision["layer_norm_eps"] != QK_NORM_EPS:
+    eps = native_vision["layer_norm_eps"]
+    if native_vision["use_qk_norm"] and eps != QK_NORM_EPS:
         raise ModelError(
-            f"layer_norm_eps is {native_vision['layer_norm_eps']}, not {QK_NORM_EPS} as qk_normalization needs",
-            where=where,
+            f"layer_norm_eps is {eps}; with qk_normalization it must be {QK_NORM_EPS}", where=where
         )
+    # A head that is stored is used, as in the authors' code, whatever the config says.
+    tied = text.get("tie_word_embeddings", False) and not any(name in HEAD_WEIGHTS for name in source.weights)
     dtype = top.get("torch_dtype") or text.get("torch_dtype")
     native = {
-        "vision_config": native_vision,
-        "text_config": _text_config(text, tied=tied, where=where),
+        "vision_config": {**native_vision, "dtype": dtype},
+        "text_config": {**_text_config(text, tied=tied, where=where), "dtype": dtype},
         "image_token_id": image_token_id,
         "image_seq_length": tokens_per_tile(source),
         "downsample_ratio": top.get("downsample_ratio", 0.5),
@@ -155,16 +96,13 @@ def convert_config(source: Source, *, image_token_id: int, tied: bool) -> Conver
         config: InternVLConfig = NvlmConfig(**native, architectures=["NvlmForConditionalGeneration"])
     else:
         config = InternVLConfig(**native, architectures=["InternVLForConditionalGeneration"])
-    dropped = [
+    unread = [
         *_unread(top, {*TOP_KEYS, *FIXED, *_repeated(top, text)}, ""),
         *_unread(vision, {*VISION_KEYS, *FIXED_VISION}, "vision_config."),
-        *_unread(
-            text,
-            {*TEXT_KEYS, *QWEN2_KEYS, *FIXED_TEXT, "rope_scaling", "bias", "attention_bias"},
-            "llm_config.",
-        ),
+        *_unread(text, {*TEXT_KEYS, *QWEN2_KEYS, *FIXED_TEXT, *BIAS_KEYS, "rope_scaling"}, "llm_config."),
     ]
-    return ConvertedConfig(config=config, dropped=tuple(dropped))
+    dropped = {key: HARMLESS.get(key.rpartition(".")[2], "not known here") for key in unread}
+    return ConvertedConfig(config=config, dropped=dropped)
 
 
 def _part(top: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
@@ -184,9 +122,7 @@ def _text_config(text: dict[str, Any], *, tied: bool, where: Path) -> dict[str, 
     if architecture not in LANGUAGE_MODELS:
         known = ", ".join(LANGUAGE_MODELS)
         raise ModelError(
-            f"its language model is '{architecture}', which is not known",
-            where=where,
-            fix=f"Known are {known}",
+            f"its language model '{architecture}' is not known", where=where, fix=f"Known are {known}"
         )
     # NVLM-D's file calls its Qwen2 a llama; the architecture is what their code goes by.
     kind = LANGUAGE_MODELS[architecture]
@@ -212,8 +148,7 @@ def _check_fixed(part: dict[str, Any], fixed: dict[str, tuple[Any, Any]], name: 
         value = part.get(key, default)
         if value != possible:
             raise ModelError(
-                f"{name}{key} is {value!r}; transformers' own classes can express {possible!r} alone",
-                where=where,
+                f"{name}{key} is {value!r}; the native classes can express {possible!r} alone", where=where
             )
 
 

@@ -37,14 +37,14 @@ class PaddingCheck:
             return
         layer, part, kind = found.groups()
         if part == "qkv":
-            values = weight.chunk(3)[2][self.vision_width :]
-            used = values.reshape(len(values), -1).ne(0).any(dim=1)
+            padded = weight.chunk(3)[2][self.vision_width :]
         elif kind == "weight":
-            used = weight[:, self.vision_width :].ne(0).any(dim=0)
+            padded = weight[:, self.vision_width :].t()
         else:
             return
-        if not len(used):
+        if not len(padded):
             return
+        used = padded.ne(0).flatten(1).any(dim=1) if padded.dim() > 1 else padded.ne(0)
         known = self._used.get((layer, part))
         self._used[layer, part] = used = used if known is None else used | known
         other = self._used.get((layer, "proj" if part == "qkv" else "qkv"))

@@ -49,7 +49,9 @@ class ShardWriter:
 
     def _flush(self) -> None:
         self._names.append(list(self._tensors))
-        save_file(self._tensors, self._path(len(self._names)), metadata={"format": "pt"})
+        path = self._path(len(self._names))
+        save_file(self._tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)
         self._tensors, self._bytes = {}, 0
 
     def _path(self, number: int) -> Path:

@@ -72,11 +72,11 @@ def samples_of(row: Any, rules: RowRules, *, where: str) -> tuple[Sample, ...]:
         if row.get(kind):
             raise DataError(f"has {kind}; only images are read", where=where)
     said = _conversation(row, where)
-    places = [image for turn in said for image in turn.images]
-    images = references(row, places, rules.folder, where)
     answers = [place for place, turn in enumerate(said) if turn.role == "assistant" and turn.learned]
     if len(said) < 2 or said[-1].role != "assistant" or not answers:
         raise DataError("does not end with an answer", where=where)
+    places = [image for turn in said for image in turn.images]
+    images = references(row, places, rules.folder, where)
     if rules.turns == "last":
         answers = answers[-1:]
     domain = row.get("domain") or rules.domain

@@ -109,11 +109,14 @@ class _Text:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.held, self.start)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except json.JSONDecodeError as error:
                 if not self._more(block):
-                    self.fail(str(error).partition(":")[0])
+                    self.start = error.pos
+                    self.fail(error.msg)
                 block *= 2
                 continue
+            except RecursionError:
+                self.fail("nested too deeply")
             # A number that touches the window's end may go on behind it.
             if end == len(self.held) and self._more(block):
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,34 +142,41 @@ def training_images(samples: Iterable[Sample]) -> Iterator[tuple[str, Image.Imag
         yield str(image), open_image(image)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcludedIds:
+    """Ids that a source leaves out; a conversation's stands for each of its answers' samples."""
+
+    ids: frozenset[str]
+    each: bool  # whether a sample's id is its conversation's with the answer's number
+
+    def holds(self, name: str) -> bool:
+        return name in self.ids or (self.each and name.rpartition("#")[0] in self.ids)
+
+
+def excluded_ids(config: MixtureConfig, source: SourceConfig) -> ExcludedIds:
+    """What the config leaves out of `source`, by its own file and by the one for all sources.
+
+    Raises:
+        DataError: a file holds no list of ids.
+    """
+    files = [path for path in (config.exclude_ids, source.exclude_ids) if path is not None]
+    ids = frozenset(name for path in files for name in _ids(path))
+    return ExcludedIds(ids=ids, each=source.turns == "each")
+
+
 def _without_ids(mixture: Mixture, config: MixtureConfig) -> Mixture:
-    """Leave out the ids that the config names, for all sources or for one."""
-    everywhere = _ids(config.exclude_ids) if config.exclude_ids else set()
     chosen = []
     for table in mixture.tables:
-        own = table.source.exclude_ids
-        excluded = everywhere | (_ids(own) if own else set())
-        chosen.append(_not_in(table, excluded) if excluded else np.ones(len(table), bool))
+        excluded = excluded_ids(config, table.source)
+        if excluded.ids:
+            names = (name for batch in table.ids() for name in batch.to_pylist())
+            chosen.append(np.fromiter((not excluded.holds(name) for name in names), bool, len(table)))
+        else:
+            chosen.append(np.ones(len(table), bool))
     return mixture.only(np.concatenate(chosen))
 
 
-def _not_in(table: Table, excluded: set[str]) -> np.ndarray:
-    import pyarrow
-    from pyarrow import compute
-
-    known = pyarrow.array(sorted(excluded), pyarrow.string())
-    kept = [np.zeros(0, bool)]
-    for ids in table.ids():
-        listed = compute.is_in(ids, value_set=known)
-        if table.source.turns == "each":
-            # The id of a conversation stands for each of its samples.
-            whole = compute.replace_substring_regex(ids, r"#\d+$", "")
-            listed = compute.or_(listed, compute.is_in(whole, value_set=known))
-        kept.append(~listed.to_numpy(zero_copy_only=False))
-    return np.concatenate(kept)
-
-
-def _ids(path: Path) -> set[str]:
+def _ids(path: Path) -> Iterator[str]:
     try:
         content = read_json(path)
     except GenrecalError as error:
@@ -176,4 +184,4 @@ def _ids(path: Path) -> set[str]:
     ids = content.get("ids") if isinstance(content, dict) else content
     if not isinstance(ids, list) or not all(isinstance(one, str | int) for one in ids):
         raise DataError("holds no list of ids", where=path)
-    return {str(one) for one in ids}
+    return (str(one) for one in ids)

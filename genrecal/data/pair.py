@@ -69,8 +69,8 @@ def tokenize(
     """Tokenize `sample` with one VLM's processor.
 
     Raises:
-        DataError: the sample is longer than `max_tokens`, its text holds a token that stands for an image, or
-            it has more or fewer images than places for them.
+        DataError: the sample is longer than `max_tokens`, its text holds a token that stands for an image, it
+            has more or fewer images than places for them, or the processor cannot read it.
     """
     where = f"sample '{sample.id}' of {sample.source}"
     messages = chat_messages(sample)
@@ -83,7 +83,12 @@ def tokenize(
         raise DataError(
             f"has {len(images)} images and {len(parts) - len(texts)} places for them", where=where
         )
-    prompt, form = encode_prompt(processor, messages, images), answer_form(processor)
+    try:
+        prompt = encode_prompt(processor, messages, images)
+    except Exception as error:  # whatever a template or a processor makes of a sample that it cannot read
+        message = " ".join(str(error).split())[:300]
+        raise DataError(f"{type(processor).__name__} cannot read it ({message})", where=where) from error
+    form = answer_form(processor)
     answer_ids, answer_ends = answer_tokens(processor.tokenizer, form.lead + sample.answer)
     answer_ids[-1] = form.end_id
     length = len(prompt.ids) + len(answer_ids)
@@ -100,6 +105,10 @@ def tokenize(
     )
 
 
+# By place (0: the student, then the teachers) and sample.
+SharedTokens = dict[tuple[int, Sample], TokenizedSample]
+
+
 class PairReader:
     """Reads samples by index as PairedSamples: images decoded once for all VLMs.
 
@@ -114,6 +123,7 @@ class PairReader:
         teachers: Sequence[Any] = (),
         max_tokens: int,
         keep: int = 0,
+        shared: SharedTokens | None = None,
     ) -> None:
         """Read from `samples` with the processors of the student and of the teachers.
 
@@ -123,9 +133,12 @@ class PairReader:
             teachers: processors.
             max_tokens: longest sample in any of the vocabularies.
             keep: so many samples stay in memory once they were read; small sets are read many times.
+            shared: where they stay for other readers with processors of the same settings in the same order;
+                None: no other reader has them.
         """
         self.samples, self.student, self.teachers = samples, student, tuple(teachers)
         self.max_tokens, self.keep = max_tokens, keep
+        self.shared: SharedTokens = {} if shared is None else shared
         self.student_blank = blank_prompt(student)
         self.teacher_blanks = tuple(blank_prompt(teacher) for teacher in self.teachers)
         self._kept: dict[int, PairedSample] = {}
@@ -137,12 +150,15 @@ class PairReader:
         if index in self._kept:
             return self._kept[index]
         sample = self.samples[index]
-        images = [open_image(image) for image in sample.images]
+        processors = (self.student, *self.teachers)
+        known = [self.shared.get((place, sample)) if self.keep else None for place in range(len(processors))]
+        images = [] if all(known) else [open_image(image) for image in sample.images]
         student, *teachers = (
-            tokenize(sample, processor, images, max_tokens=self.max_tokens)
-            for processor in (self.student, *self.teachers)
+            found or tokenize(sample, processor, images, max_tokens=self.max_tokens)
+            for found, processor in zip(known, processors, strict=True)
         )
         pair = PairedSample(id=sample.id, domain=sample.domain, student=student, teachers=tuple(teachers))
         if len(self._kept) < self.keep:
             self._kept[index] = pair
+            self.shared |= {(place, sample): one for place, one in enumerate((student, *teachers))}
         return pair

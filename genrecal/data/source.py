@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from genrecal.core.config import Config
+from genrecal.core.config import Config, load_config
 from genrecal.core.errors import DataError
 from genrecal.core.types import DOMAINS, Sample
 from genrecal.data.conversation import RowRules, Turns, samples_of
@@ -86,6 +86,39 @@ class MixtureConfig(Config):
         for domain in value:
             check_domain(domain)
         return value
+
+
+def named_sources(paths: Sequence[Path], *, images: Path | None = None) -> MixtureConfig:
+    """What a command line names: data of any format, or YAML configs for their `data`.
+
+    Rows of plain data that name no domain count as general_vqa.
+
+    Raises:
+        ConfigError: a config without `data`, or with sources that are none.
+    """
+    sources: list[SourceConfig] = []
+    config = None
+    for path in paths:
+        if path.suffix in (".yaml", ".yml"):
+            config = load_config(path, _Run).data
+            sources += config.sources
+        else:
+            sources.append(SourceConfig(path=path, images=images, domain="general_vqa"))
+    if config is None:
+        return MixtureConfig(sources=tuple(sources))
+    return config.model_copy(update={"sources": tuple(sources)})
+
+
+class _Data(MixtureConfig):
+    """A run's `data` also says how long a sample may be, and more that is not about what is mixed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Run(Config):
+    model_config = ConfigDict(extra="ignore")
+
+    data: _Data
 
 
 def check_domain(domain: str | None) -> str | None:

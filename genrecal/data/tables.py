@@ -1,7 +1,7 @@
 """Tables: parquet files, and data sets that `datasets` saved to disk.
 
 A parquet file cannot be read at one row, so its image bytes come with the row and are copied into the
-cache. A data set on disk can: its images stay there as DatasetImages, and no pixel of it is read before training.
+cache. A data set on disk can: its images stay there as DatasetImages, and no pixel is read before training.
 """
 
 from __future__ import annotations

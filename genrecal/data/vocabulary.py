@@ -94,12 +94,17 @@ def shared_ids(student: Any, teacher: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def token_bytes(tokenizer: Any) -> dict[bytes, int]:
-    """The bytes of every plain entry; of equal ones the first id."""
+    """The bytes of every plain entry; of equal ones the first id.
+
+    An entry that a vocabulary falls back on for a single byte comes after the one that spells it: `A` is
+    written as `A` and never as `<0x41>`.
+    """
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
     kinds = {decoder.get("type")} | {part.get("type") for part in decoder.get("decoders", [])}
     byte_level = {mark: value for value, mark in bytes_to_unicode().items()} if "ByteLevel" in kinds else None
     entries: dict[bytes, int] = {}
-    for token, place in sorted(_plain_vocabulary(tokenizer).items(), key=lambda entry: entry[1]):
+    plain = _plain_vocabulary(tokenizer).items()
+    for token, place in sorted(plain, key=lambda entry: (BYTE.fullmatch(entry[0]) is not None, entry[1])):
         entries.setdefault(_bytes_of(token, byte_level), place)
     return entries
 

@@ -26,12 +26,13 @@ from genrecal.core.console import console
 from genrecal.core.errors import ConfigError
 from genrecal.core.files import read_json, write_json, write_text
 from genrecal.core.manifest import installed_versions
-from genrecal.demo.make import BATCH, DemoData, answers_right, make_data, make_vlm, relabel, run_config
+from genrecal.demo.make import BATCH, DemoData, labels_right, make_data, make_vlm, run_config
 from genrecal.demo.report import write_report
 from genrecal.demo.results import gather_results
 from genrecal.demo.settings import DemoConfig
 from genrecal.demo.summary import print_summary
 from genrecal.export.build import export_run
+from genrecal.train.labels import FOLDER as LABELS
 from genrecal.train.launch import distill
 
 Value = TypeVar("Value")
@@ -58,7 +59,6 @@ class Made:
     student: Path
     runs: dict[str, Path]  # sft, sft-teacher, genrecal
     builds: dict[str, Path]  # fp32, int8
-    relabelled: Path
 
     def subject(self, name: str) -> Path:
         """The folder that the bench opens."""
@@ -119,10 +119,7 @@ def _run_seed(config: DemoConfig, folder: Path, seed: int) -> None:
         runs=made.runs,
         checkpoints={name: made.subject(name) for name in SUBJECTS if name != "genrecal-int8"},
         test=data.test,
-        labels={
-            "given": answers_right(data.distill, data.truth),
-            "teacher": answers_right(made.relabelled, data.truth),
-        },
+        labels=labels_right(data, made.runs["sft-teacher"] / LABELS),
         seconds=clock.seconds,
     )
     write_json(folder / "results.json", results | {"versions": installed_versions()})
@@ -154,26 +151,22 @@ def _train(config: DemoConfig, folder: Path, data: DemoData, seed: int, clock: C
             seed=seed + 1000,
         ),
     )
-    relabelled = clock.step(
-        "the teacher's own answers",
-        lambda: relabel(data.distill, teacher, data.distill.with_name("teacher-answers.json")),
-    )
     stages = {"recalibrate": config.recalibrate, "distill": config.distill, "finetune": config.finetune}
     # The baselines see the same batches as the student does in stages 2 and 3.
     baseline = {"adapt": config.distill, "finetune": config.finetune}
     plans = {
-        "genrecal": ("genrecal", teacher, data.distill, stages),
-        "sft": ("sft", None, data.distill, baseline),
-        "sft-teacher": ("sft", None, relabelled, baseline),
+        "genrecal": ("genrecal", teacher, stages),
+        "sft": ("sft", None, baseline),
+        "sft-teacher": ("seqkd", teacher, baseline),
     }
     runs = {}
-    for name, (method, of_teacher, source, settings) in plans.items():
+    for name, (method, of_teacher, settings) in plans.items():
         run = run_config(
             config,
             method=method,
             student=student,
             teacher=of_teacher,
-            data=source,
+            data=data.distill,
             output=folder / "runs" / name,
             stages=settings,
             seed=seed,
@@ -192,7 +185,7 @@ def _train(config: DemoConfig, folder: Path, data: DemoData, seed: int, clock: C
                 ),
             )
         builds[precision] = build
-    return Made(teacher=teacher, student=student, runs=runs, builds=builds, relabelled=relabelled)
+    return Made(teacher=teacher, student=student, runs=runs, builds=builds)
 
 
 def _bench(subject: Path, folder: Path, name: str, data: DemoData, *, timed: int = TIMED_QUERIES) -> None:

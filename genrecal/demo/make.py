@@ -1,4 +1,4 @@
-"""The steps of the demo, each finished before or done now: data, the two VLMs, the teacher's own answers.
+"""The steps of the demo, each finished before or done now: data and the two VLMs.
 
 Every step leaves a folder that is there whole or not at all, so a demo that was stopped goes on.
 """
@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.images import set_images
-from bench.subject import open_subject
-from bench.types import Query, SubjectSpec
 from genrecal.core.console import console
 from genrecal.core.files import read_json, write_json
-from genrecal.core.images import open_image
 from genrecal.data.check import check_overlap
 from genrecal.data.llava import read_llava
 from genrecal.data.mixture import training_images
@@ -22,12 +19,15 @@ from genrecal.demo.datasets import TestSets, corpus, write_test_sets, write_trai
 from genrecal.demo.encoders import WarmEncoder, warm_encoder
 from genrecal.demo.pair import InternVLShape, Qwen2VLShape, write_internvl, write_qwen2_vl
 from genrecal.demo.settings import REGIMES, DemoConfig
+from genrecal.train.labels import Labels
 from genrecal.train.launch import distill
 from genrecal.train.settings import RunConfig
 from genrecal.train.stages import StageConfig
 
 SETS = {"mmb": "mmbench.tsv", "mmmu": "mmmu", "mmvet": "mm-vet"}
 BATCH = 64
+# Samples that a rank keeps tokenized: all of a distillation set, and not all of a pre-training set.
+KEEP = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,8 @@ def run_config(
             "teacher": teacher,
             "output": output,
             "seed": seed,
-            "data": {"sources": [{"path": data}], "max_tokens": 512},
+            "data": {"sources": [{"path": data}], "max_tokens": 512, "keep": KEEP},
+            "relabel": {"batch": BATCH, "max_new_tokens": 64},
             "recalibrator": config.recalibrator.model_dump(),
             "lora": config.lora.model_dump(),
             "optimizer": {"betas": config.betas},
@@ -176,39 +177,12 @@ def run_config(
     )
 
 
-def relabel(conversations: Path, teacher: Path, target: Path) -> Path:
-    """The same questions with the teacher's own greedy answers; rows that it leaves empty are dropped.
-
-    Returns:
-        `target`, LLaVA JSON beside the images that it names.
-    """
-    if target.is_file():
-        return target
-    rows = read_json(conversations)
-    subject = open_subject(SubjectSpec(path=teacher, name="teacher", batch_size=BATCH, greedy=True))
-    samples = read_llava(conversations)
-    answers: list[str] = []
-    for start in range(0, len(samples), BATCH):
-        queries = [
-            Query(id=sample.id, parts=(open_image(sample.images[0]), _question(sample.turns[0].text)))
-            for sample in samples[start : start + BATCH]
-        ]
-        answers += [answer.text for answer in subject.answer(queries)]
-    relabelled = [
-        {**row, "conversations": [row["conversations"][0], {"from": "gpt", "value": answer}]}
-        for row, answer in zip(rows, answers, strict=True)
-        if answer
-    ]
-    write_json(target, relabelled)
-    return target
-
-
-def answers_right(conversations: Path, truth: Path) -> float:
-    """Share of the rows of `truth` whose answer in `conversations` is the same."""
-    given = {row["id"]: row["conversations"][-1]["value"] for row in read_json(conversations)}
-    rows = read_json(truth)
-    return sum(given.get(row["id"]) == row["conversations"][-1]["value"] for row in rows) / len(rows)
-
-
-def _question(text: str) -> str:
-    return text.removeprefix("<image>").removeprefix("\n")
+def labels_right(data: DemoData, labels: Path) -> dict[str, float]:
+    """Shares of right answers in the distillation set: of the given ones and of the teacher's in `labels`."""
+    truth = {row["id"]: row["conversations"][-1]["value"] for row in read_json(data.truth)}
+    samples, own = read_llava(data.distill), Labels(labels)
+    right = {
+        "given": sum(sample.answer == truth[sample.id] for sample in samples),
+        "teacher": sum((own.answer(sample) or sample.answer) == truth[sample.id] for sample in samples),
+    }
+    return {name: count / len(samples) for name, count in right.items()}

@@ -70,6 +70,12 @@ FAMILIES: dict[str, Family] = {
         body="model.language_model.",
         placeholders=("image_token", "video_token"),
     ),
+    "nvlm_d": Family(
+        processor="NvlmProcessor",
+        vision_encoder="model.vision_tower.",
+        vision_projector=("model.multi_modal_projector.",),
+        body="model.language_model.",
+    ),
     "qwen2_5_vl": Family(
         processor="Qwen2_5_VLProcessor", vision_projector=("model.visual.merger.",), **QWEN_VL
     ),

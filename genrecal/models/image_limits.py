@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from transformers import LlavaOnevisionImageProcessor
 from transformers.image_processing_utils import select_best_resolution
 
-from genrecal.core.errors import ConfigError, ModelError
+from genrecal.core.errors import ConfigError
 
 
 class ShrinkingImageProcessor(LlavaOnevisionImageProcessor):
@@ -58,35 +57,44 @@ class ShrinkingImageProcessor(LlavaOnevisionImageProcessor):
         )
 
 
-def limit_tiles(image_processor: Any, max_tiles: int, *, where: Path) -> Any:
+def cuts_tiles(image_processor: Any) -> bool:
+    """Whether it cuts images into tiles, so that `limit_tiles` does something."""
+    return type(image_processor).__name__ in TILE_LIMITS
+
+
+def keeps_size(image_processor: Any) -> bool:
+    """Whether images keep about their own size, so that `limit_pixels` does something."""
+    return type(image_processor).__name__ == "Qwen2VLImageProcessor"
+
+
+def limit_tiles(image_processor: Any, max_tiles: int) -> Any:
     """An image processor that cuts an image into `max_tiles` tiles at the most; the given one may be changed.
+
+    One that cuts no tiles is returned as it is, so that one setting serves a pair of families.
 
     Raises:
         ConfigError: fewer than one tile.
-        ModelError: it does not cut images into tiles.
     """
     if max_tiles < 1:
         raise ConfigError(f"{max_tiles} tiles hold no image", fix="Give 1 or more")
-    limit = TILE_LIMITS.get(type(image_processor).__name__)
-    if limit is None:
-        raise ModelError("its images are not cut into tiles", where=where, fix="Leave max_tiles out")
-    return limit(image_processor, max_tiles)
+    if not cuts_tiles(image_processor):
+        return image_processor
+    return TILE_LIMITS[type(image_processor).__name__](image_processor, max_tiles)
 
 
-def limit_pixels(image_processor: Any, max_pixels: int, *, where: Path) -> None:
-    """Let `image_processor` scale images down to `max_pixels` pixels.
+def limit_pixels(image_processor: Any, max_pixels: int) -> None:
+    """Let `image_processor` scale images down to `max_pixels` pixels; an edge keeps one image token at least.
+
+    One that brings all images to fixed sizes is left as it is.
 
     Raises:
         ConfigError: less than one image token.
-        ModelError: it brings all images to fixed sizes.
     """
-    if type(image_processor).__name__ != "Qwen2VLImageProcessor":
-        raise ModelError("it brings images to sizes of its own", where=where, fix="Leave max_pixels out")
+    if not keeps_size(image_processor):
+        return
     token = (image_processor.patch_size * image_processor.merge_size) ** 2
     if max_pixels < token:
-        raise ConfigError(
-            f"{max_pixels} pixels are less than one image token", where=where, fix=f"Give {token} or more"
-        )
+        raise ConfigError(f"{max_pixels} pixels are less than one image token", fix=f"Give {token} or more")
     smallest = min(image_processor.min_pixels, max_pixels)
     image_processor.min_pixels, image_processor.max_pixels = smallest, max_pixels
     image_processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}

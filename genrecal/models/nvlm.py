@@ -61,7 +61,7 @@ class NvlmProjector(nn.Module):
 class NvlmForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL's model with NVLM-D's projector."""
 
-    config_class = NvlmConfig
+    config_class: Any = NvlmConfig
 
     def __init__(self, config: NvlmConfig) -> None:
         super().__init__(config)

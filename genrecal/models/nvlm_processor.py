@@ -22,9 +22,11 @@ OVERVIEW = "<tile_global_thumbnail>"
 class NvlmProcessor(ProcessorMixin):
     """Tokenizer and tile cutter of NVLM-D."""
 
-    attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
+    attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]  # type: ignore[misc]
+    image_processor_class: Any = "AutoImageProcessor"
+    tokenizer_class: Any = "AutoTokenizer"
+    image_processor: Any
+    tokenizer: Any
 
     def __init__(
         self,
@@ -71,9 +73,8 @@ class NvlmProcessor(ProcessorMixin):
         """
         if text is None or videos is not None or audio is not None:
             raise ValueError("NVLM-D reads text, with or without images")
-        options = self._merge_kwargs(
-            InternVLProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
-        )
+        known: Any = InternVLProcessorKwargs
+        options = self._merge_kwargs(known, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         texts = [text] if isinstance(text, str) else list(text)
         vision, tiles = {}, []
         if images is not None:

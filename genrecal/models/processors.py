@@ -21,6 +21,8 @@ from genrecal.core.files import read_json
 from genrecal.core.manifest import NAME
 from genrecal.models.families import FAMILIES
 from genrecal.models.image_limits import limit_pixels, limit_tiles
+from genrecal.models.nvlm import register_nvlm
+from genrecal.models.nvlm_processor import NvlmProcessor
 
 
 class SmolVLMProcessor(Idefics3Processor):
@@ -33,7 +35,9 @@ class SmolVLMProcessor(Idefics3Processor):
 
 
 # Classes of our own, by the name that a family and a folder give them.
-OWN_PROCESSORS: dict[str, type] = {"SmolVLMProcessor": SmolVLMProcessor}
+OWN_PROCESSORS: dict[str, type] = {"NvlmProcessor": NvlmProcessor, "SmolVLMProcessor": SmolVLMProcessor}
+# transformers has no NVLM-D; its Auto classes learn of ours here.
+register_nvlm()
 
 if not is_torchvision_available():
     # The video half of these processors needs torchvision. Images do not, so it is left out where
@@ -60,12 +64,13 @@ def load_processor(folder: Path, *, max_tiles: int | None = None, max_pixels: in
 
     Args:
         folder: the model's folder; its files stay as they are.
-        max_tiles: tiles that an image is cut into at the most, the overview of the whole image not counted;
-            None: as the folder says.
-        max_pixels: pixels of an image at the most, for families that read images in their own size.
+        max_tiles: tiles that an image is cut into at the most, in families that cut images; the overview of
+            the whole image is not counted. None: as the folder says.
+        max_pixels: pixels of an image at the most, in families that read images in their own size.
 
     Raises:
-        ModelError: no processor can be loaded, or it knows no such limit.
+        ModelError: no processor can be loaded.
+        ConfigError: a limit that leaves no image.
     """
     check_model_folder(folder)
     try:
@@ -73,9 +78,9 @@ def load_processor(folder: Path, *, max_tiles: int | None = None, max_pixels: in
     except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
         raise ModelError(f"its processor cannot be loaded ({_one_line(error)})", where=folder) from error
     if max_tiles is not None:
-        processor.image_processor = limit_tiles(processor.image_processor, max_tiles, where=folder)
+        processor.image_processor = limit_tiles(processor.image_processor, max_tiles)
     if max_pixels is not None:
-        limit_pixels(processor.image_processor, max_pixels, where=folder)
+        limit_pixels(processor.image_processor, max_pixels)
     return processor
 
 

@@ -80,8 +80,8 @@ def layer_at(depth: float, layers: int) -> int:
 def recompute_activations(model: Any) -> None:
     """Gradient checkpointing, re-entrant: ZeRO-3 has split weights again by the time of the backward pass.
 
-    A re-entrant segment passes gradients on only where one of its inputs wants one, so the word embeddings do,
-    frozen or not. Not by `enable_input_require_grads`: in some families it also sends gradients through the
+    A re-entrant segment passes gradients on only where one of its inputs wants one, so the word embeddings
+    do, frozen or not. Not by `enable_input_require_grads`: in some families it also sends gradients through the
     frozen vision encoder.
     """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

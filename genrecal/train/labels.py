@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from genrecal.core.console import console, progress
+from genrecal.core.errors import DataError
 from genrecal.core.files import atomic_folder
 from genrecal.core.images import open_image
 from genrecal.core.manifest import NAME, verify_manifest, write_manifest
@@ -48,6 +49,7 @@ class Labels:
 
     def __init__(self, folder: Path) -> None:
         verify_manifest(folder, kind="labels")
+        self.folder = folder
         self.keys = np.load(folder / "keys.npy", mmap_mode="r")
         self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self.text = np.memmap(folder / "answers.bin", dtype=np.uint8, mode="r")
@@ -55,12 +57,20 @@ class Labels:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def answer(self, sample: Sample) -> str | None:
-        """The teacher's answer to what `sample` asks; None where it had none."""
+    def answer(self, sample: Sample) -> str:
+        """The teacher's answer to what `sample` asks; empty where it had none.
+
+        Raises:
+            DataError: the labels were made for other data.
+        """
         key = np.uint64(label_key(sample))
         place = int(np.searchsorted(self.keys, key))
         if place == len(self.keys) or self.keys[place] != key:
-            return None
+            raise DataError(
+                f"has no label for sample '{sample.id}' of {sample.source}",
+                where=self.folder,
+                fix="The data changed since the teacher answered it: delete this folder",
+            )
         return bytes(self.text[self.offsets[place] : self.offsets[place + 1]]).decode()
 
 
@@ -76,7 +86,7 @@ class Relabelled(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         sample = self.samples[index]
         answer = self.labels.answer(sample)
-        if answer is None:
+        if not answer:
             return sample
         return replace(sample, turns=(*sample.turns[:-1], Turn(role="assistant", text=answer)))
 
@@ -84,7 +94,8 @@ class Relabelled(Sequence[Sample]):
 def teacher_labels(config: RunConfig, samples: Sequence[Sample]) -> Labels:
     """The labels of the run, generated now where they are not there yet; every rank calls it.
 
-    With several teachers each sample is answered by the first one whose domains hold it.
+    With several teachers each sample is answered by the first one whose domains hold it; a sample that none
+    teaches keeps its given answer.
     """
     folder = config.output / FOLDER
     if not (folder / NAME).is_file():
@@ -106,11 +117,14 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
     done = {row["key"] for journal in journals.glob("*.jsonl") for row in _rows(journal)}
     dist.barrier()  # every rank has read the journals before one writes
     rank = dist.get_rank()
+    _end_last_line(journals / f"rank-{rank}.jsonl")
     mine = [
         index
         for index in range(rank, len(samples), dist.get_world_size())
         if _teacher_of(samples[index], config) == place and label_key(samples[index]) not in done
     ]
+    if place == 0:
+        _note_untaught(config, samples, journals / f"rank-{rank}.jsonl", done)
     batches = [mine[first : first + batch] for first in range(0, len(mine), batch)]
     most = torch.tensor(len(batches), device=device())
     dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -136,6 +150,15 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
                     journal.write(json.dumps({"key": label_key(sample), "answer": answer}) + "\n")
                 journal.flush()
             bar.update(task, advance=1)
+
+
+def _note_untaught(config: RunConfig, samples: Sequence[Sample], journal: Path, done: set[int]) -> None:
+    """An empty answer for every sample of this rank that no teacher teaches."""
+    with journal.open("a", encoding="utf-8") as stream:
+        for index in range(dist.get_rank(), len(samples), dist.get_world_size()):
+            sample = samples[index]
+            if _teacher_of(sample, config) is None and label_key(sample) not in done:
+                stream.write(json.dumps({"key": label_key(sample), "answer": ""}) + "\n")
 
 
 def _teacher_of(sample: Sample, config: RunConfig) -> int | None:
@@ -187,6 +210,13 @@ def _answers(model: Any, processor: Any, samples: Sequence[Sample], max_new_toke
     ]
 
 
+def _end_last_line(journal: Path) -> None:
+    """A line that a kill cut off stands alone, so that the next one is whole."""
+    if journal.is_file() and not journal.read_bytes().endswith(b"\n"):
+        with journal.open("a", encoding="utf-8") as stream:
+            stream.write("\n")
+
+
 def _rows(journal: Path) -> list[dict[str, Any]]:
     """The journal's rows; a kill can cut the last one off."""
     rows = []
@@ -201,10 +231,7 @@ def _rows(journal: Path) -> list[dict[str, Any]]:
 def _write(folder: Path, journals: Path) -> int:
     """The journals as one sorted table; returns the number of answers in it."""
     answers = {
-        row["key"]: row["answer"]
-        for journal in sorted(journals.glob("*.jsonl"))
-        for row in _rows(journal)
-        if row["answer"]
+        row["key"]: row["answer"] for journal in sorted(journals.glob("*.jsonl")) for row in _rows(journal)
     }
     keys = sorted(answers)
     texts = [answers[key].encode() for key in keys]
@@ -212,5 +239,5 @@ def _write(folder: Path, journals: Path) -> int:
         np.save(temporary / "keys.npy", np.array(keys, dtype=np.uint64))
         np.save(temporary / "offsets.npy", np.cumsum([0, *map(len, texts)], dtype=np.int64))
         (temporary / "answers.bin").write_bytes(b"".join(texts) or b"\0")
-        write_manifest(temporary, kind="labels", answers=len(keys))
-    return len(keys)
+        write_manifest(temporary, kind="labels", questions=len(keys))
+    return sum(map(bool, texts))

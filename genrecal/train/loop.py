@@ -28,10 +28,12 @@ from genrecal.core.console import console, progress
 from genrecal.core.errors import GenrecalError, TrainError
 from genrecal.core.files import write_text
 from genrecal.data.batch import PairedBatch, collate
+from genrecal.data.mixture import Mixture
 from genrecal.data.order import step_indices
 from genrecal.data.pair import PairedSample, PairReader
 from genrecal.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genrecal.train.engine import DTYPES, device, sum_over_ranks
+from genrecal.train.labels import Relabelled
 from genrecal.train.objective import Objective, term_name, term_of
 from genrecal.train.reading import ReadingProbe, reading_metrics
 from genrecal.train.settings import RunConfig
@@ -180,12 +182,14 @@ def _counts(objective: Objective, batches: list[PairedBatch]) -> dict[str, float
 
 def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
     """The micro-batches of this rank, in order, from step `first` on."""
+    samples = run.reader.samples
+    mixture = samples.samples if isinstance(samples, Relabelled) else samples
     # A generator: a stage of the paper has millions of micro-batches.
     rows = (
         row
         for step in range(first, run.steps)
         for row in step_indices(
-            samples=len(run.reader),
+            samples=mixture.parts if isinstance(mixture, Mixture) else len(mixture),
             seed=run.config.seed,
             step=step,
             rank=dist.get_rank(),

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from genrecal.core.console import console
 from genrecal.core.errors import ConfigError
 from genrecal.data.vocabulary import Kinship, kinship, shared_ids
 from genrecal.models.processors import load_processor
@@ -42,9 +45,7 @@ def require_served(config: RunConfig, student: Any, teachers: Sequence[Any]) -> 
         raise ConfigError(f"{config.method} cannot serve this pair: {reason}", where="method", fix=fix)
 
 
-def comparison_settings(
-    config: RunConfig, stage: Stage, student: Any, teachers: Sequence[Any]
-) -> Comparison:
+def comparison_settings(config: RunConfig, stage: Stage, student: Any, teachers: Sequence[Any]) -> Comparison:
     """What the comparison methods need to know about the pair, from its processors."""
     return Comparison(
         answer_only=config.answer_only,
@@ -85,3 +86,24 @@ def _refusals(student: Any, teacher: Any) -> dict[str, str | None]:
         if method.needs == "token_types":
             rows[f"{name}†"] = refusal(name, found, answer_only=True)
     return rows
+
+
+def print_pairs(rows: Sequence[PairRow]) -> None:
+    """One table with a line for each pair, and the reason of each refusal below it."""
+    # Methods that need the same of a pair share a column.
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name in rows[0].refusals:
+        groups.setdefault((METHODS[name.rstrip("†")].needs, name.endswith("†")), []).append(name)
+    table = Table("teacher", "student", *("\n".join(names) for names in groups.values()))
+    for row in rows:
+        marks = ["no" if row.refusals[names[0]] else "yes" for names in groups.values()]
+        table.add_row(row.teacher.name, row.student.name, *marks)
+    console.print(table)
+    console.print("† with answer_only: true, where answer tokens alone are distilled (Appendix G)")
+    for row in rows:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in row.refusals.items():
+            if reason:
+                reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            console.print(f"{row.teacher.name} -> {row.student.name}: not {', '.join(names)}: {reason}")

@@ -32,9 +32,9 @@ from genrecal.core.files import read_json, write_text
 from genrecal.core.manifest import NAME, installed_versions, verify_manifest, write_manifest
 from genrecal.core.types import Sample
 from genrecal.data.batch import Batch, collate_one
-from genrecal.data.mixture import read_mixture, without_domains
-from genrecal.data.order import step_count
-from genrecal.data.pair import PairReader
+from genrecal.data.mixture import Mixture, read_mixture, without_domains
+from genrecal.data.order import Part, step_count
+from genrecal.data.pair import PairReader, SharedTokens
 from genrecal.models.processors import load_processor
 from genrecal.train.artifacts import publish, save_stage
 from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerprint, join_ranks, start
@@ -49,6 +49,8 @@ from genrecal.train.stages import METHODS, Stage, StageConfig
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+# Beside the run: runs on the same data share its tables, and no manifest covers them.
+DATA_CACHE = "data-cache"
 PROBE_SAMPLES = 4
 
 
@@ -80,13 +82,19 @@ def check_run(config: RunConfig) -> None:
         load_processor(folder) for folder in (config.student, *(source.path for source in config.sources))
     )
     require_served(config, processor, teachers)
-    samples = read_mixture(config.data.sources)
+    samples = read_mixture(config.data.sources, cache=config.output.parent / DATA_CACHE)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
 
 
-def run_method(config: RunConfig) -> None:
-    """Run every stage on this rank; all ranks call it with the same config."""
+def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
+    """Run every stage on this rank; all ranks call it with the same config.
+
+    Args:
+        config: the run.
+        shared: what `data.keep` has kept of the same data for the same models in this process; None: nothing.
+    """
+    shared = {} if shared is None else shared
     join_ranks()
     dist.barrier()  # every rank has looked at the run folder before one writes to it
     leader = dist.get_rank() == 0
@@ -96,7 +104,7 @@ def run_method(config: RunConfig) -> None:
             for leftover in folder.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         write_text(config.output / CONFIG, dump_config(config))
-    samples = read_mixture(config.data.sources)
+    samples = read_mixture(config.data.sources, cache=config.output.parent / DATA_CACHE)
     labels = teacher_labels(config, samples) if config.learned_labels == "teacher" else None
     student_folder, recalibrator_folder = config.student, None
     for number, name in enumerate(METHODS[config.method].stages, start=1):
@@ -106,7 +114,7 @@ def run_method(config: RunConfig) -> None:
             if leader:
                 console.print(f"{name}: finished before, skipped")
         else:
-            _run_stage(config, name, folder, samples, labels, student_folder, recalibrator_folder)
+            _run_stage(config, name, folder, samples, labels, student_folder, recalibrator_folder, shared)
         if (folder / "student").is_dir():
             student_folder = folder / "student"
         if (folder / recalibrator_file(0, 0)).is_file():
@@ -124,14 +132,17 @@ def _run_stage(
     config: RunConfig,
     name: str,
     folder: Path,
-    samples: Sequence[Sample],
+    samples: Mixture,
     labels: Labels | None,
     student_folder: Path,
     recalibrator_folder: Path | None,
+    shared: SharedTokens,
 ) -> None:
     stage, settings = config.plan(name), config.stage(name)
     kept = without_domains(samples, settings.exclude_domains or ())
-    reader = _reader(config, stage, kept if labels is None else Relabelled(kept, labels), student_folder)
+    reader = _reader(
+        config, stage, kept if labels is None else Relabelled(kept, labels), student_folder, shared
+    )
     deepspeed_settings = engine_config(config.engine, config.optimizer, settings)
     models = build_stage(
         config,
@@ -143,7 +154,7 @@ def _run_stage(
     )
     trained, frozen = _count(models.objective)
     engine = start(models.objective, deepspeed_settings)
-    steps = _steps(name, len(kept), settings)
+    steps = _steps(name, kept.parts, settings)
     if dist.get_rank() == 0:
         console.print(
             f"{name}: {len(kept):,} samples, {steps} steps on {dist.get_world_size()} ranks,"
@@ -184,7 +195,9 @@ def _run_stage(
     gc.collect()
 
 
-def _reader(config: RunConfig, stage: Stage, samples: Sequence[Sample], student_folder: Path) -> PairReader:
+def _reader(
+    config: RunConfig, stage: Stage, samples: Sequence[Sample], student_folder: Path, shared: SharedTokens
+) -> PairReader:
     limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
     return PairReader(
         samples,
@@ -192,10 +205,11 @@ def _reader(config: RunConfig, stage: Stage, samples: Sequence[Sample], student_
         teachers=[load_processor(source.path, **limits) for source in config.sources if stage.reads_teacher],
         max_tokens=config.data.max_tokens,
         keep=config.data.keep,
+        shared=shared,
     )
 
 
-def _steps(name: str, samples: int, settings: StageConfig) -> int:
+def _steps(name: str, samples: Sequence[Part], settings: StageConfig) -> int:
     steps = step_count(
         samples=samples,
         epochs=settings.epochs,
@@ -252,7 +266,7 @@ def _warn_unread(stage_folder: Path, answer_input: str) -> None:
             "aligned": "Train stage 1 longer",
         }[answer_input]
         console.print(
-            f"warning: {Verdict(**reading).sentence()}; the other answer tokens teach it nothing by this path."
+            f"warning: {Verdict(**reading).sentence()}; the other answer tokens teach it nothing that way."
             f" {advice}",
             style="yellow",
         )

@@ -11,7 +11,7 @@ import torch
 from genrecal.core.errors import DataError
 from genrecal.core.images import open_image
 from genrecal.core.types import Sample, Turn
-from genrecal.data.batch import collate, collate_one
+from genrecal.data.batch import NEVER, collate, collate_one
 from genrecal.data.llava import read_llava
 from genrecal.data.pair import PairReader, chat_messages, tokenize
 from genrecal.models.processors import load_processor
@@ -28,9 +28,14 @@ def reader(tiny_pair: TinyPair, samples: tuple[Sample, ...]) -> PairReader:
     return PairReader(
         samples,
         student=load_processor(tiny_pair.student),
-        teacher=load_processor(tiny_pair.teacher),
+        teachers=[load_processor(tiny_pair.teacher)],
         max_tokens=512,
     )
+
+
+def side_of(whole: Any, side: str) -> Any:
+    """The student's or the teacher's part of a reader, a paired sample or a paired batch."""
+    return whole.student if side == "student" else whole.teachers[0]
 
 
 def image_tokens(ids: torch.Tensor, processor: Any) -> int:
@@ -39,9 +44,9 @@ def image_tokens(ids: torch.Tensor, processor: Any) -> int:
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_ids_decode_back(reader: PairReader, side: str) -> None:
-    processor = getattr(reader, side)
+    processor = side_of(reader, side)
     for index, sample in enumerate(reader.samples):
-        tokens = getattr(reader[index], side)
+        tokens = side_of(reader[index], side)
         answer = processor.tokenizer.decode(tokens.answer_ids, skip_special_tokens=False)
         assert answer == sample.answer + processor.tokenizer.eos_token
         assert tokens.answer_ids[-1] == processor.tokenizer.eos_token_id
@@ -54,7 +59,7 @@ def test_ids_decode_back(reader: PairReader, side: str) -> None:
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_question_ids_are_the_processors_own(reader: PairReader, side: str) -> None:
     """One call of `apply_chat_template` that does everything gives the same ids and the same pixels."""
-    processor = getattr(reader, side)
+    processor = side_of(reader, side)
     for index in (0, 1, 4, 7):
         sample = reader.samples[index]
         images = iter([open_image(path) for path in sample.images])
@@ -66,7 +71,7 @@ def test_question_ids_are_the_processors_own(reader: PairReader, side: str) -> N
         own = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        tokens = getattr(reader[index], side)
+        tokens = side_of(reader[index], side)
         assert tokens.question_ids.tolist() == own["input_ids"][0].tolist()
         assert tokens.vision.keys() == own.keys() - {"input_ids", "attention_mask"}
         for name, value in tokens.vision.items():
@@ -75,14 +80,15 @@ def test_question_ids_are_the_processors_own(reader: PairReader, side: str) -> N
 
 def test_the_two_sides_share_nothing_but_the_sample(reader: PairReader) -> None:
     pair = reader[0]
-    assert pair.teacher is not None and pair.id == "tiny-0"
-    assert reader.student.tokenizer.get_vocab() != reader.teacher.tokenizer.get_vocab()
+    assert (pair.id, pair.domain) == ("tiny-0", reader.samples[0].domain)
+    (teacher,), (processor,) = pair.teachers, reader.teachers
+    assert reader.student.tokenizer.get_vocab() != processor.tokenizer.get_vocab()
     counts = (
         image_tokens(pair.student.question_ids, reader.student),
-        image_tokens(pair.teacher.question_ids, reader.teacher),
+        image_tokens(teacher.question_ids, processor),
     )
     grid = pair.student.vision["image_grid_thw"]
-    assert counts == (int(grid.prod(1).sum()) // 4, 4 * len(pair.teacher.vision["pixel_values"]))
+    assert counts == (int(grid.prod(1).sum()) // 4, 4 * len(teacher.vision["pixel_values"]))
     assert counts[0] != counts[1]
 
 
@@ -97,19 +103,25 @@ def test_a_sample_that_is_too_long_is_an_error(reader: PairReader, samples: tupl
 
 def test_a_batch_holds_every_sample_whole(reader: PairReader) -> None:
     rows = [reader[index] for index in (0, 1, 4, 9)]
-    batch = collate(rows, student_padding=7, teacher_padding=9)
-    assert batch.ids == ("tiny-0", "tiny-1", "tiny-4", "tiny-9") and batch.teacher is not None
-    for side, padding, one in (("student", 7, batch.student), ("teacher", 9, batch.teacher)):
+    batch = collate(rows, student_padding=7, teacher_paddings=[9], teacher_blanks=reader.teacher_blanks)
+    assert batch.ids == ("tiny-0", "tiny-1", "tiny-4", "tiny-9") and len(batch.teachers) == 1
+    assert batch.domains == tuple(reader.samples[index].domain for index in (0, 1, 4, 9))
+    for side, padding in (("student", 7), ("teacher", 9)):
+        one = side_of(batch, side)
         for place, row in enumerate(rows):
-            tokens = getattr(row, side)
+            tokens = side_of(row, side)
             whole = torch.cat([tokens.question_ids, tokens.answer_ids])
             assert one.input_ids_BS[place, : len(whole)].tolist() == whole.tolist()
             assert set(one.input_ids_BS[place, len(whole) :].tolist()) <= {padding}
             assert int(one.attention_mask_BS[place].sum()) == len(whole)
             assert int(one.question_lengths_B[place]) == len(tokens.question_ids)
-            assert one.answer_ids_BA[place][one.answer_mask_BA[place]].tolist() == tokens.answer_ids.tolist()
-        assert one.answer_tokens == sum(len(getattr(row, side).answer_ids) for row in rows)
-        pixels = [getattr(row, side).vision["pixel_values"] for row in rows if getattr(row, side).vision]
+            mask_A = one.answer_mask_BA[place]
+            assert one.answer_ids_BA[place][mask_A].tolist() == tokens.answer_ids.tolist()
+            assert one.answer_ends_BA[place][mask_A].tolist() == tokens.answer_ends.tolist()
+            # Padded places end behind every answer, so that a search among the ends never lands on them.
+            assert set(one.answer_ends_BA[place][~mask_A].tolist()) <= {NEVER}
+        assert one.answer_tokens == sum(len(side_of(row, side).answer_ids) for row in rows)
+        pixels = [side_of(row, side).vision["pixel_values"] for row in rows if side_of(row, side).vision]
         assert torch.equal(one.vision["pixel_values"], torch.cat(pixels))
 
 
@@ -129,9 +141,28 @@ def test_a_batch_of_text_carries_one_hidden_blank_image(reader: PairReader) -> N
 
 
 def test_without_a_teacher(tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path) -> None:
-    reader = PairReader(samples, student=load_processor(tiny_pair.student), teacher=None, max_tokens=512)
-    assert len(reader) == len(samples) and reader[0].teacher is None
-    assert collate([reader[0]], student_padding=0).teacher is None
+    reader = PairReader(samples, student=load_processor(tiny_pair.student), max_tokens=512)
+    assert len(reader) == len(samples) and reader[0].teachers == ()
+    assert collate([reader[0]], student_padding=0).teachers == ()
+
+
+def test_every_teacher_reads_the_sample_in_its_own_way(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], reader: PairReader
+) -> None:
+    """Two teachers beside the student; one batch holds a Batch for each, in their order."""
+    own = load_processor(tiny_pair.student)
+    both = PairReader(samples, student=own, teachers=[own, reader.teachers[0]], max_tokens=512)
+    rows = [both[index] for index in (1, 4)]
+    batch = collate(rows, student_padding=7, teacher_paddings=[7, 9], teacher_blanks=both.teacher_blanks)
+    assert torch.equal(batch.teachers[0].input_ids_BS, batch.student.input_ids_BS)
+    alone = collate(
+        [reader[index] for index in (1, 4)],
+        student_padding=7,
+        teacher_paddings=[9],
+        teacher_blanks=reader.teacher_blanks,
+    )
+    assert torch.equal(batch.teachers[1].input_ids_BS, alone.teachers[0].input_ids_BS)
+    assert not torch.equal(batch.teachers[1].answer_ids_BA, batch.teachers[0].answer_ids_BA)
 
 
 def test_an_image_token_typed_in_the_text_is_an_error(

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from genrecal.models.processors import load_model
 from genrecal.models.recalibrator import Recalibrator, RecalibratorConfig, splice
-from tests.tiny import TinyPair
+from genrecal.models.vlm import text_body
+from tests.families import ReadFamily
 
 TEACHER_WIDTH = 64
 LENGTHS = torch.tensor([5, 3, 7])
@@ -17,16 +17,15 @@ ANSWERS = torch.tensor([4, 6, 2])
 
 
 @pytest.fixture(scope="module")
-def student(tiny_pair: TinyPair) -> Any:
-    return load_model(tiny_pair.student)
+def student(family: ReadFamily) -> Any:
+    """The text model of each family in turn."""
+    return text_body(family.model())
 
 
 @pytest.fixture(scope="module")
 def recalibrator(student: Any) -> Recalibrator:
     torch.manual_seed(0)
-    module = Recalibrator(
-        RecalibratorConfig(), student_body=student.get_decoder(), teacher_width=TEACHER_WIDTH
-    )
+    module = Recalibrator(RecalibratorConfig(), student_body=student, teacher_width=TEACHER_WIDTH)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:  # fresh weights are so small that attention would hardly show
@@ -37,7 +36,7 @@ def recalibrator(student: Any) -> Recalibrator:
 @pytest.fixture
 def inputs(student: Any) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    width = student.config.get_text_config().hidden_size
+    width = student.config.hidden_size
     return {
         "prefix_BQD": torch.randn(3, int(LENGTHS.max()), width, generator=generator),
         "prefix_lengths_B": LENGTHS,
@@ -48,7 +47,7 @@ def inputs(student: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def run(recalibrator: Recalibrator, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return recalibrator(**inputs, project_prefix=False)
+    return recalibrator(**inputs, project_prefix=False).r_BAD
 
 
 def test_causal(recalibrator: Recalibrator, inputs: dict[str, torch.Tensor]) -> None:
@@ -79,6 +78,21 @@ def test_the_first_entry_reads_the_students_last_question_feature(
     assert torch.allclose(
         run(recalibrator, alone)[:, 0], run(recalibrator, alone | {"suffix_BAD": suffix})[:, 0], atol=1e-6
     )
+
+
+def test_the_first_entry_sees_the_whole_question(recalibrator: Recalibrator, student: Any) -> None:
+    """However long: a student with sliding windows has a Recalibrator without them."""
+    length = 40
+    prefix = torch.randn(1, length, student.config.hidden_size, requires_grad=True)
+    reading = recalibrator(
+        prefix,
+        torch.tensor([length]),
+        torch.randn(1, 2, TEACHER_WIDTH),
+        torch.ones(1, 2, dtype=torch.bool),
+        project_prefix=False,
+    )
+    reading.r_BAD[0, 0, 0].backward()
+    assert prefix.grad is not None and prefix.grad[0].abs().sum(dim=1).gt(0).all()
 
 
 def test_padding_reaches_nothing(recalibrator: Recalibrator, inputs: dict[str, torch.Tensor]) -> None:
@@ -127,18 +141,17 @@ def test_positions_count_from_zero_without_gaps(
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_shape_follows_the_student(student: Any, blocks: int) -> None:
     module = Recalibrator(
-        RecalibratorConfig(blocks=blocks), student_body=student.get_decoder(), teacher_width=TEACHER_WIDTH
+        RecalibratorConfig(blocks=blocks), student_body=student, teacher_width=TEACHER_WIDTH
     )
-    text = student.get_decoder()
     assert len(module.rec_body.layers) == blocks
-    for mine, theirs in zip(module.rec_body.layers, [text.layers[0]] * blocks, strict=True):
+    for mine, theirs in zip(module.rec_body.layers, [student.layers[0]] * blocks, strict=True):
         shapes = {name: parameter.shape for name, parameter in mine.named_parameters()}
         assert shapes == {name: parameter.shape for name, parameter in theirs.named_parameters()}
     names = {name.split(".")[0] for name, _ in module.named_parameters()}
     assert names == {"rec_proj_pre", "rec_body", "rec_proj_post", "norm"}
     # Nothing in rec_body but its blocks: no embeddings, and no norm of the student's width after them.
     assert all(name.startswith("layers.") for name, _ in module.rec_body.named_parameters())
-    assert len(student.get_decoder().layers) == 2 and hasattr(student.get_decoder(), "embed_tokens")
+    assert len(student.layers) == 3 and hasattr(student, "embed_tokens")
 
 
 def test_splice_puts_the_answer_right_behind_each_question() -> None:

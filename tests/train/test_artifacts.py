@@ -45,7 +45,11 @@ def test_the_folders_that_a_run_reads_stay_as_they_were(
 
 def test_stage_1_writes_the_recalibrator_alone(runs: dict[str, Run]) -> None:
     folder = runs["plain"].folder / "stages" / STAGES[0]
-    assert {path.name for path in folder.iterdir()} == {"recalibrator.safetensors", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "recalibrator.safetensors",
+        "features.safetensors",
+        "manifest.json",
+    }
     manifest = verify_manifest(folder, kind="stage")
     recalibrator = sum(
         int(np.prod(entry["shape"])) for name, entry in _header(folder / "recalibrator.safetensors").items()
@@ -200,7 +204,7 @@ def test_the_student_loads_with_plain_transformers(
 
 def _student_sample(folder: Path, data: TinyData) -> dict[str, Any]:
     reader = PairReader(
-        tuple(read_llava(data.path)), student=load_processor(folder), teacher=None, max_tokens=512
+        tuple(read_llava(data.path)), student=load_processor(folder), max_tokens=512
     )
     tokens = reader[0].student
     return {"input_ids": torch.cat([tokens.question_ids, tokens.answer_ids])[None], **tokens.vision}

@@ -26,7 +26,7 @@ def two_ranks(write_config: WriteConfig) -> Run:
 def assert_same_trajectory(one: Run, other: Run) -> None:
     assert len(one.metrics) == len(other.metrics) == 4 + 8 + 3
     for mine, theirs in zip(one.metrics, other.metrics, strict=True):
-        for key in ("stage", "step", "steps", "lr", "answer_tokens"):
+        for key in ("stage", "step", "steps", "lr", "counts"):
             assert mine[key] == theirs[key]
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE)
         assert mine["terms"] == pytest.approx(theirs["terms"], abs=TOLERANCE)
@@ -92,7 +92,10 @@ def test_metrics_say_what_each_stage_does(runs: dict[str, Run], tiny_data: TinyD
         assert rows[-1]["lr"] == pytest.approx(settings.stage(stage).lr_end)
         for row in rows:
             assert row["loss"] == pytest.approx(sum(row["terms"][name] for name in names))
-            assert set(row["terms"]) == {*names, "sft"}
+            # What is followed beside: the student's own CE everywhere, the teacher's where it is there.
+            assert set(row["terms"]) == {*names, "sft"} | ({"teacher_ar"} if "ar" in names else set())
+            counted = {"student_tokens"} | ({"aligned_tokens"} if "ar" in names else set())
+            assert set(row["counts"]) == counted and min(row["counts"].values()) > 0
             probed = row["step"] % 2 == 0 or row["step"] + 1 == row["steps"]
             assert ("reading" in row) == probed
     # General VQA is left out of the last stage alone.
@@ -116,5 +119,5 @@ def test_reading_figures_stand_in_stages_1_and_2(runs: dict[str, Run]) -> None:
 def test_sft_method_takes_as_many_student_steps_without_a_teacher(runs: dict[str, Run]) -> None:
     rows = runs["sft"].metrics
     assert {row["stage"] for row in rows} == {"adapt", "finetune"}
-    assert all(set(row["terms"]) == {"sft"} and set(row["answer_tokens"]) == {"student"} for row in rows)
+    assert all(set(row["terms"]) == {"sft"} and set(row["counts"]) == {"student_tokens"} for row in rows)
     assert (runs["sft"].folder / "student" / "config.json").is_file()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +41,7 @@ from tests.tiny import TinyPair
 from tests.train.conftest import WriteConfig
 
 STAGES = (("recalibrate", False), ("distill", True))
+MIDDLE = Point(number=2, stage="distill", percent=50, step=10)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +160,19 @@ def student(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A finished run whose points were scored in two calls: the first met a damaged snapshot."""
+
+    folder: Path
+    student: Path
+    error: TrainError
+    kept: list[dict[str, Any]]  # records after the first call
+    records: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def scored(
-    settings: EvaluateConfig, student: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str]]:
-    """A run whose stages are finished, scored; and what was there to score before."""
+def scored(settings: EvaluateConfig, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
     run = tmp_path_factory.mktemp("run")
     for number, (name, trains) in enumerate(STAGES, start=1):
         folder = run / "stages" / f"{number}-{name}"
@@ -168,86 +180,74 @@ def scored(
         if trains:
             shutil.copytree(student, folder / "student")
         write_manifest(folder, kind="stage", stage=name, steps=10 * number)
-    snapshot = Point(number=2, stage="distill", percent=50, step=10).snapshot(run)
-    shutil.copytree(student, snapshot / "student")
+    snapshot = MIDDLE.snapshot(run)
+    (snapshot / "student").mkdir(parents=True)  # nothing in it
     (snapshot.parent / ".snapshot.cut-short").mkdir()
-    evaluate_points(run, settings, stages=STAGES, student=student)
-    return run, [str(snapshot)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")  # as a rank of torchrun, which the scoring process is not
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(TrainError) as caught:
+            evaluate_points(run, settings, stages=STAGES, student=student)
+        kept = read_points(run)
+        assert snapshot.is_dir()
+        shutil.copytree(student, snapshot / "student", dirs_exist_ok=True)
+        records = evaluate_points(run, settings, stages=STAGES, student=student)
+    return Scored(folder=run, student=student, error=caught.value, kept=kept, records=records)
 
 
-def test_every_point_has_its_score(scored: tuple[Path, list[str]]) -> None:
-    run, _ = scored
-    records = read_points(run)
-    places = [(one["number"], one["stage"], one["percent"], one["step"]) for one in records]
+def test_every_point_has_its_score(scored: Scored) -> None:
+    assert read_points(scored.folder) == scored.records
+    places = [(one["number"], one["stage"], one["percent"], one["step"]) for one in scored.records]
     assert places == [
         (1, "recalibrate", 50, 5),
         (1, "recalibrate", 100, 10),
         (2, "distill", 50, 10),
         (2, "distill", 100, 20),
     ]
-    assert [one["unchanged"] for one in records] == [True, True, False, False]
-    for one in records:
+    assert [one["unchanged"] for one in scored.records] == [True, True, False, False]
+    for one in scored.records:
         assert one["scores"].keys() == {"mmb", "mmvet"}
         assert one["questions"] == {"mmb": 2, "mmvet": 2}
     # The student that stage 1 leaves as it is was asked once.
-    assert records[0]["scores"] == records[1]["scores"]
-    folders = {path.name for path in (run / "points").iterdir()}
+    assert scored.records[0]["scores"] == scored.records[1]["scores"]
+    folders = {path.name for path in (scored.folder / "points").iterdir()}
     assert folders == {"1-recalibrate-0", "2-distill-50", "2-distill-100"}
-    bench = read_json(run / "points" / "2-distill-50" / "bench.json")
+    bench = read_json(scored.folder / "points" / "2-distill-50" / "bench.json")
     assert bench["perf"] is None  # nothing is timed on the way
-    assert records[2]["scores"]["mmb"] == bench["results"]["mmb"]["score"]["score"]
+    assert scored.records[2]["scores"]["mmb"] == bench["results"]["mmb"]["score"]["score"]
 
 
-def test_a_snapshot_is_gone_once_it_is_scored(scored: tuple[Path, list[str]]) -> None:
-    run, snapshots = scored
-    assert not any(Path(name).exists() for name in snapshots)
-    assert not list((run / "points").rglob(".snapshot*"))
-    assert (run / "stages" / "2-distill" / "student").is_dir()
+def test_a_failure_says_why_and_the_same_call_goes_on(scored: Scored) -> None:
+    assert re.search(r"2-distill-50: the student could not be scored \(.*config\.json", str(scored.error))
+    assert scored.records[:2] == scored.kept
+
+
+def test_a_snapshot_is_gone_once_it_is_scored(scored: Scored) -> None:
+    assert not MIDDLE.snapshot(scored.folder).exists()
+    assert not list((scored.folder / "points").rglob(".snapshot*"))
+    assert (scored.folder / "stages" / "2-distill" / "student").is_dir()
 
 
 def test_finished_points_are_not_repeated(
-    scored: tuple[Path, list[str]],
+    scored: Scored,
     settings: EvaluateConfig,
-    student: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(scored[0], run)
-    whole = read_points(run)
+    shutil.copytree(scored.folder, run)
+
+    def again() -> list[dict[str, Any]]:
+        return evaluate_points(run, settings, stages=STAGES, student=scored.student)
+
     monkeypatch.setattr(points.sys, "executable", "/nowhere/python")  # any scoring would fail
-    assert evaluate_points(run, settings, stages=STAGES, student=student) == whole
+    assert again() == scored.records
     # The kill came between the record and the deletion of its snapshot.
-    late = Point(number=2, stage="distill", percent=50, step=10).snapshot(run)
-    shutil.copytree(student, late / "student")
-    evaluate_points(run, settings, stages=STAGES, student=student)
-    assert not late.exists() and read_points(run) == whole
+    (MIDDLE.snapshot(run) / "student").mkdir(parents=True)
+    assert again() == scored.records
+    assert not MIDDLE.snapshot(run).exists()
     # A point whose student was never kept is said, and does not stop the others.
-    write_json(run / "points.json", [one for one in whole if one["number"] == 1 or one["percent"] == 100])
-    assert len(evaluate_points(run, settings, stages=STAGES, student=student)) == 3
+    write_json(run / "points.json", [scored.records[place] for place in (0, 1, 3)])
+    assert len(again()) == 3
     assert "2-distill-50: the student was not kept there, no score" in capsys.readouterr().out
-
-
-def test_a_failure_says_why_and_keeps_the_snapshot(
-    scored: tuple[Path, list[str]],
-    settings: EvaluateConfig,
-    student: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(scored[0], run)
-    whole = read_points(run)
-    write_json(run / "points.json", [one for one in whole if (one["number"], one["percent"]) != (2, 50)])
-    snapshot = Point(number=2, stage="distill", percent=50, step=10).snapshot(run)
-    (snapshot / "student").mkdir(parents=True)  # nothing in it
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainError, match=r"2-distill-50: the student could not be scored \(.*config\.json"):
-        evaluate_points(run, settings, stages=STAGES, student=student)
-    assert snapshot.exists() and len(read_points(run)) == 3
-    # Mended, the same call goes on, and takes the answers that are there.
-    shutil.copytree(student, snapshot / "student", dirs_exist_ok=True)
-    assert evaluate_points(run, settings, stages=STAGES, student=student) == whole
-    assert not snapshot.exists()

@@ -1,0 +1,130 @@
+"""Figure 7: what the Recalibrator makes of the student's question against what it makes of the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from genrecal.figures.canvas import HEAT, entitle, ink_on, panels
+from genrecal.figures.features import HOW, Array, cosines, start_and_end
+from genrecal.figures.runs import Missing, Run, side_by_side
+
+NAMES = ("r_q_student", "r_q_teacher")
+WRITTEN = 12  # up to so many pairs the cells hold their numbers
+MOST_RUNS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """One run: cosines [N, N], rows from the student's question, columns from the teacher's."""
+
+    run: str
+    stage: str
+    cosines_NN: Array
+    diagonal: float  # mean cosine of a pair with itself
+    others: float  # mean cosine with other pairs
+    centred: tuple[float, float]  # the same two with the mean over the pairs taken off each side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrices:
+    matrices: tuple[Matrix, ...]
+    columns: int | None  # of runs that belong side by side
+
+
+def read(runs: Sequence[Run]) -> Matrices:
+    found = [(run, one) for run in runs if (one := _matrix(run)) is not None]
+    if not found:
+        raise Missing("no run left features", fix=HOW)
+    ordered, columns = side_by_side([run for run, _ in found])
+    by_folder = {run.folder: one for run, one in found}
+    return Matrices(matrices=tuple(by_folder[run.folder] for run in ordered), columns=columns)
+
+
+def draw(data: Matrices) -> Figure:
+    shown = data.matrices[:MOST_RUNS]
+    columns = data.columns or (2 if len(shown) in (2, 4) else 3)
+    figure, axes = panels(len(shown), columns=columns, width_in=3.9, height_in=3.8)
+    low = min(float(one.cosines_NN.min()) for one in shown)
+    for axes_, one in zip(axes, shown, strict=True):
+        # One scale for all, so that panels compare.
+        image = axes_.imshow(one.cosines_NN, cmap=HEAT, vmin=low, vmax=1.0, interpolation="none")
+        size = len(one.cosines_NN)
+        if size <= WRITTEN:
+            for (row, column), value in np.ndenumerate(one.cosines_NN):
+                color = ink_on(image.to_rgba(value)[:3])
+                axes_.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+        entitle(axes_, one.run)
+        axes_.set_xlabel(
+            f"pair, from the teacher's question\ndiagonal {one.diagonal:.3f}, off it {one.others:.3f}"
+        )
+        axes_.set_ylabel("pair, from the student's question")
+        ticks = range(0, size, max(1, size // 10))
+        axes_.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+        axes_.set_yticks(ticks, [str(tick + 1) for tick in ticks])
+        axes_.grid(visible=False)
+        axes_.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label="cosine", shrink=0.8, pad=0.02)
+    return figure
+
+
+def caption(data: Matrices) -> str:
+    one = data.matrices[0]
+    parts = [
+        f"{matrix.run}: diagonal {matrix.diagonal:.3f}, off it {matrix.others:.3f}"
+        f" (centred {matrix.centred[0]:.3f}, {matrix.centred[1]:.3f})"
+        for matrix in data.matrices
+    ]
+    left = len(data.matrices) - MOST_RUNS
+    return (
+        "Cosine of the Recalibrator's outputs at the question, averaged over positions,"
+        f" n = {len(one.cosines_NN)} question-answer pairs, after the stage {one.stage}: student's question"
+        " (rows) against teacher's (columns). A Recalibrator that brings both together has a bright diagonal."
+        " Mean cosines: "
+        + "; ".join(parts)
+        + ". Centred: with the mean over the pairs taken off, as what all share brings any cosine near 1."
+        + (f" {left} more runs are in the CSV." if left > 0 else "")
+    )
+
+
+def table(data: Matrices) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": one.run,
+            "stage": one.stage,
+            "student_pair": row + 1,
+            "teacher_pair": column + 1,
+            "cosine": float(value),
+        }
+        for one in data.matrices
+        for (row, column), value in np.ndenumerate(one.cosines_NN)
+    ]
+
+
+def _matrix(run: Run) -> Matrix | None:
+    found = start_and_end(run, NAMES)
+    if found is None:
+        return None
+    end = found[1]
+    student_ND, teacher_ND = (end.tensors[name] for name in NAMES)
+    matrix_NN = cosines(student_ND, teacher_ND)
+    return Matrix(
+        run=run.title,
+        stage=end.stage,
+        cosines_NN=matrix_NN,
+        diagonal=_means(matrix_NN)[0],
+        others=_means(matrix_NN)[1],
+        centred=_means(cosines(student_ND - student_ND.mean(0), teacher_ND - teacher_ND.mean(0))),
+    )
+
+
+def _means(matrix_NN: Array) -> tuple[float, float]:
+    """The mean of the diagonal and of the rest; a single pair has no rest."""
+    size = len(matrix_NN)
+    diagonal = float(np.diagonal(matrix_NN).mean())
+    others = (float(matrix_NN.sum()) - diagonal * size) / (size * (size - 1)) if size > 1 else float("nan")
+    return diagonal, others

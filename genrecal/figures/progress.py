@@ -1,0 +1,137 @@
+"""Figure 10: the student's scores at every 20% of each stage, a line for each part of the data left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter
+
+from genrecal.figures.canvas import INK, MARKERS, color_of, dash_of, entitle, legend_below, panels
+from genrecal.figures.runs import Missing, Run, read_points, title_of
+from genrecal.figures.scores import questions
+
+# Sets that a run was scored on only on the way have their own names.
+TITLES = {"mmb": "MMB", "mmmu": "MMMU", "mmvet": "MM-Vet"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """One run on one benchmark: (stage number - 1 + share of the stage, percent right)."""
+
+    benchmark: str
+    run: str
+    seed: int
+    points: tuple[tuple[float, float], ...]
+    unchanged: tuple[float, ...]  # where the stage left the student as it was
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    trends: tuple[Trend, ...]
+    stages: tuple[str, ...]
+
+
+def read(runs: Sequence[Run]) -> Progress:
+    trends: list[Trend] = []
+    stages: dict[int, dict[str, None]] = {}  # number -> names, where methods differ
+    missing: Missing | None = None
+    for run in runs:
+        try:
+            records = read_points(run)
+        except Missing as error:
+            missing = missing or error
+            continue
+        titles = TITLES | title_of([report for report in (run.after, run.before) if report])
+        for record in records:
+            stages.setdefault(record["number"], {})[record["stage"]] = None
+        for name in dict.fromkeys(name for record in records for name in record["scores"]):
+            of_set = [record for record in records if record["scores"].get(name) is not None]
+            if of_set:
+                trends.append(
+                    Trend(
+                        benchmark=titles.get(name, name),
+                        run=run.name(),
+                        seed=run.seed,
+                        points=tuple((_place(one), 100 * one["scores"][name]) for one in of_set),
+                        unchanged=tuple(_place(one) for one in of_set if one.get("unchanged")),
+                        n=of_set[0]["questions"][name],
+                    )
+                )
+    if not trends:
+        raise missing or Missing("no point of any run has a score", fix="Let the run finish")
+    return Progress(trends=tuple(trends), stages=tuple("/".join(stages[number]) for number in sorted(stages)))
+
+
+def draw(data: Progress) -> Figure:
+    benchmarks = list(dict.fromkeys(trend.benchmark for trend in data.trends))
+    names = list(dict.fromkeys(trend.run for trend in data.trends))
+    figure, axes = panels(len(benchmarks), columns=3, width_in=3.9, height_in=3.0)
+    for benchmark, one in zip(benchmarks, axes, strict=True):
+        for place, name in enumerate(names):
+            trends = [trend for trend in data.trends if (trend.benchmark, trend.run) == (benchmark, name)]
+            color, dash = color_of(place), dash_of(place)
+            marker = MARKERS[place % len(MARKERS)]
+            if len(trends) > 1:
+                for trend in trends:
+                    one.plot(*zip(*trend.points, strict=True), dash, color=color, lw=0.7, alpha=0.35)
+            if trends:
+                line = _mean(trends)
+                one.plot(*zip(*line, strict=True), dash, color=color, marker=marker, ms=4, lw=1.6, label=name)
+        for boundary in range(1, len(data.stages)):
+            one.axvline(boundary, color=INK, lw=0.8, alpha=0.35)
+        entitle(one, benchmark)
+        one.set_ylabel("score, %")
+        one.set_xlim(0, len(data.stages) + 0.05)
+        one.grid(axis="x", visible=False)
+        # A label in the middle of each stage, a tick at each point.
+        one.set_xticks([place + 0.5 for place in range(len(data.stages))], data.stages)
+        one.tick_params(axis="x", which="major", length=0)
+        places = sorted({place for trend in data.trends for place, _ in trend.points})
+        one.xaxis.set_minor_locator(FixedLocator(places))
+        one.xaxis.set_minor_formatter(NullFormatter())
+    legend_below(figure, axes)
+    return figure
+
+
+def caption(data: Progress) -> str:
+    counts = {trend.benchmark: trend.n for trend in data.trends}
+    seeds = len({trend.seed for trend in data.trends})
+    count = max(len(trend.points) for trend in data.trends)
+    text = f"Scores on the way, {count} points over the stages {', '.join(data.stages)} (ticks)."
+    if any(trend.unchanged for trend in data.trends):
+        text += " A stage that does not train the student shows the student as it was."
+    if seeds > 1:
+        text += f" Bold: mean over {seeds} seeds; faint: each seed."
+    return f"{text} {questions(counts)}; one question is {100 / min(counts.values()):.2g} points."
+
+
+def table(data: Progress) -> list[dict[str, Any]]:
+    return [
+        {
+            "benchmark": trend.benchmark,
+            "run": trend.run,
+            "seed": trend.seed,
+            "stage": data.stages[min(int(place - 1e-6), len(data.stages) - 1)],
+            "place": place,
+            "score_percent": value,
+            "unchanged": place in trend.unchanged,
+            "questions": trend.n,
+        }
+        for trend in data.trends
+        for place, value in trend.points
+    ]
+
+
+def _place(record: dict[str, Any]) -> float:
+    return float(record["number"]) - 1 + record["percent"] / 100
+
+
+def _mean(trends: Sequence[Trend]) -> list[tuple[float, float]]:
+    """The mean over seeds, at the points that all of them have."""
+    lines = [dict(trend.points) for trend in trends]
+    shared = sorted(set(lines[0]).intersection(*lines[1:]))
+    return [(place, sum(line[place] for line in lines) / len(lines)) for place in shared]
