@@ -75,13 +75,13 @@ class Examination:
         """The questions of each set, in the order in which their grades are written down."""
         return {name: sorted(score.hits) for name, score in scores.items()}
 
-    def group(self) -> dict[str, dict[str, str]]:
-        """For each question of each set the entry of GROUPS."""
+    def groups(self, scores: dict[str, Score]) -> dict[str, str]:
+        """For each set a digit for each question, in the order of `ids`: the place in GROUPS."""
         led_to = {question.id for question in self.questions["mmmu"] if question.options}
+        led_to |= {question.id for question in self.questions["mmvet"]}
         return {
-            "mmb": {row.id: GROUPS[0] for row in self.questions["mmb"]},
-            "mmmu": {one.id: GROUPS[one.id in led_to] for one in self.questions["mmmu"]},
-            "mmvet": {one.id: GROUPS[1] for one in self.questions["mmvet"]},
+            name: "".join(str(int(question in led_to)) for question in questions)
+            for name, questions in self.ids(scores).items()
         }
 
     def _encode(self, processor: Any) -> list[Encoded]:

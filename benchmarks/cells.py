@@ -33,6 +33,7 @@ from genrecal.train.settings import RunConfig
 from genrecal.train.stages import METHODS, STAGES
 
 ROOT = Path(__file__).parents[1]
+QUESTIONS = "questions.json"
 WARMUP_STEPS = 5
 MAX_TOKENS = 512
 # Stages whose updates are not those of the part of the plan that they stand for: LLaVA-KD has three stages of
@@ -57,13 +58,17 @@ class Cell:
 
 
 def cells_of(plan: Plan, suites: Sequence[str], seeds: int) -> list[Cell]:
-    """Every cell of the suites, each once: seed by seed, in the order of the rows."""
+    """Every cell of the suites, each once: seed by seed, in the order of the rows.
+
+    The untrained student has one seed: it, and the questions, are the same for all.
+    """
     rows = dict.fromkeys(row for suite in suites for row in plan.suites[suite].rows)
-    return [
+    cells = [
         Cell(seed=seed, setting=row.partition("/")[0], variant=row.partition("/")[2])
         for seed in range(seeds)
         for row in rows
     ]
+    return [one for one in cells if one.seed == 0 or plan.variants[one.variant].method is not None]
 
 
 def made_with(plan: Plan, cell: Cell) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def stage_steps(plan: Plan, name: str, student_updates: float) -> tuple[Steps, i
     if name in HALVES:
         first = plan.distill.updates // 2
         updates = first if name == HALVES[0] else plan.distill.updates - first
-        # All of the student's weights move in the second half: the rates of the stage that moves them elsewhere.
+        # The second half moves all of the student's weights, at the rates at which the others do.
         return (plan.distill if name == HALVES[0] else plan.finetune), round(updates * student_updates)
     part = plan.finetune if STAGES[name].trains == ("student_full",) else plan.distill
     return part, round(part.updates * student_updates)
@@ -204,6 +209,10 @@ def run_cell(
         student = config.output / "student"
     training_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     scores = examination.scores(student, like=setting.student)
+    asked = results / QUESTIONS
+    if not asked.is_file():
+        groups = examination.groups(scores)
+        write_json(asked, {"sha256": examination.sha256, "groups": groups})
     record |= {
         "scores": {name: score.score for name, score in scores.items()},
         "grades": {

@@ -19,6 +19,7 @@ from tests.tiny import TinyData, TinyPair
 runner = CliRunner()
 
 OPTIONS = {
+    "convert": set(),
     "distill": {"--set"},
     "export": {"--int8", "--fp32", "--output"},
     "pairs": {"--teacher", "--student"},

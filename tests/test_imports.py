@@ -23,6 +23,7 @@ PACKAGES = (
     "genrecal.demo",
     "genrecal.models",
     "genrecal.data",
+    "genrecal.convert",
     "edge",
     "bench",
 )
@@ -126,6 +127,7 @@ def test_bench_reads_edge_and_the_models_inside_one_subject() -> None:
 ARROWS = {
     "genrecal.data": ("genrecal.models",),
     "genrecal.models": ("genrecal.data",),
+    "genrecal.convert": ("genrecal.models",),
     "genrecal.train": ("genrecal.data", "genrecal.models"),
     "genrecal.export": ("genrecal.data", "genrecal.models", "edge"),
 }

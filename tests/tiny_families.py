@@ -2,24 +2,21 @@
 
 Each is the family's real transformers class with its real processor, the special tokens and the manner of
 chat template of the published checkpoints, and the mechanisms that make the family differ: tiles, windows,
-DeepStack, pan-padded grids, bidirectional image tokens, sliding windows. Two calls write the same bytes.
+DeepStack, padded grids, bidirectional image tokens, sliding windows. Two calls write the same bytes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
-    GemmaTokenizerFast,
     GenerationConfig,
     GotOcr2ImageProcessor,
     Idefics3Config,
@@ -37,7 +34,6 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2TokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -48,7 +44,6 @@ from transformers import (
 )
 
 from genrecal.demo.pair import (
-    CHAT_TEMPLATE,
     INTERNVL_TOKENS,
     QWEN2_VL_TOKENS,
     InternVLShape,
@@ -59,6 +54,16 @@ from genrecal.demo.pair import (
 )
 from genrecal.models.processors import SmolVLMProcessor
 from tests.tiny import CORPUS
+from tests.tiny_tokenizers import (
+    GEMMA_TURNS,
+    IDEFICS_TURNS,
+    LLAMA_TURNS,
+    LLAVA_TURNS,
+    QWEN_TURNS,
+    gemma_tokenizer,
+    llama_tokenizer,
+    qwen_tokenizer,
+)
 
 HIDDEN, HEADS, LAYERS = 32, 2, 3
 STD = 0.06
@@ -83,43 +88,6 @@ SIGLIP: dict[str, Any] = {
     "patch_size": PATCH,
 }
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-
-IDEFICS_TURNS = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-# Images of a turn come first; a past answer is written otherwise than the next one is asked for.
-LLAVA_TURNS = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}"
-    "<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-GEMMA_TURNS = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}"
-    "{% endfor %}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-LLAMA_TURNS = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-QWEN_TURNS = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
-    + CHAT_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-)
 
 
 def _corpus(family: str) -> list[str]:
@@ -152,80 +120,6 @@ def _save(folder: Path, make: Callable[[Any], Any], config: Any, processor: Any,
 
 def _ids(tokenizer: Any) -> dict[str, int]:
     return {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-
-
-def _qwen_tokenizer(corpus: Iterable[str], vocabulary: int, special: tuple[str, ...], **names: str) -> Any:
-    return Qwen2TokenizerFast(
-        tokenizer_object=train_tokenizer(corpus, special, vocabulary),
-        unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=[
-            token for token in special if token not in ("<|im_end|>", "<|endoftext|>")
-        ],
-        extra_special_tokens=names,
-        model_max_length=4096,
-    )
-
-
-def _llama_tokenizer(
-    corpus: Iterable[str], vocabulary: int, special: tuple[str, ...], *, end: str, **names: str
-) -> Any:
-    """Llama 3's manner: byte-level, and a first token that the tokenizer adds by itself."""
-    tokenizer = train_tokenizer(corpus, special, vocabulary)
-    first = special[0]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A", special_tokens=[(first, tokenizer.token_to_id(first))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=first,
-        eos_token=end,
-        pad_token=special[1],
-        additional_special_tokens=list(special[2:]),
-        extra_special_tokens=names,
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=4096,
-    )
-
-
-def _gemma_tokenizer(corpus: Iterable[str], vocabulary: int, special: tuple[str, ...]) -> Any:
-    """SentencePiece's manner: spaces as ▁ within tokens, bytes for what the vocabulary lacks."""
-    ends = ("<pad>", "<eos>", "<bos>", "<unk>")
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.Replace(" ", "▁")
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[^▁\n]+|\n|▁+"), behavior="isolated")
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[*ends, *(f"<0x{value:02X}>" for value in range(256))],
-        show_progress=False,
-    )
-    learner.train_from_iterator(corpus, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    # Anew from what was learned: the entries that stand for bytes must not count as special tokens.
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=learned["vocab"],
-            merges=[tuple(pair) for pair in learned["merges"]],
-            byte_fallback=True,
-            fuse_unk=True,
-            unk_token="<unk>",
-        )
-    )
-    tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    return GemmaTokenizerFast(
-        tokenizer_object=tokenizer,
-        additional_special_tokens=list(special),
-        extra_special_tokens={
-            "image_token": "<image_soft_token>",
-            "boi_token": "<start_of_image>",
-            "eoi_token": "<end_of_image>",
-        },
-        model_max_length=4096,
-    )
 
 
 def _qwen2_vl(folder: Path) -> None:
@@ -272,7 +166,7 @@ def _internvl_llama(folder: Path) -> None:
         "<|eot_id|>",
         *INTERNVL_TOKENS[3:],
     )
-    tokenizer = _llama_tokenizer(
+    tokenizer = llama_tokenizer(
         _corpus("internvl_llama"),
         314,
         special,
@@ -321,7 +215,7 @@ def _qwen_images() -> Qwen2VLImageProcessor:
 
 
 def _qwen2_5_vl(folder: Path) -> None:
-    tokenizer = _qwen_tokenizer(_corpus("qwen2_5_vl"), 318, QWEN2_VL_TOKENS)
+    tokenizer = qwen_tokenizer(_corpus("qwen2_5_vl"), 318, QWEN2_VL_TOKENS)
     config = Qwen2_5_VLConfig(
         text_config={
             **TEXT,
@@ -348,7 +242,7 @@ def _qwen2_5_vl(folder: Path) -> None:
 
 
 def _qwen3_vl(folder: Path) -> None:
-    tokenizer = _qwen_tokenizer(_corpus("qwen3_vl"), 330, QWEN2_VL_TOKENS)
+    tokenizer = qwen_tokenizer(_corpus("qwen3_vl"), 330, QWEN2_VL_TOKENS)
     config = Qwen3VLConfig(
         text_config={
             **TEXT,
@@ -378,7 +272,7 @@ def _qwen3_vl(folder: Path) -> None:
 
 def _llava_onevision(folder: Path) -> None:
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-    tokenizer = _qwen_tokenizer(_corpus("llava_onevision"), 326, special)
+    tokenizer = qwen_tokenizer(_corpus("llava_onevision"), 326, special)
     grid = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
     config = LlavaOnevisionConfig(
         vision_config={"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
@@ -425,7 +319,7 @@ def _idefics3(folder: Path) -> None:
         "<global-img>",
         *_tile_marks(),
     )
-    tokenizer = _llama_tokenizer(_corpus("idefics3"), 334, special, end="<|end_of_text|>")
+    tokenizer = llama_tokenizer(_corpus("idefics3"), 334, special, end="<|end_of_text|>")
     config = _idefics_like(Idefics3Config, tokenizer, tied=False)
     processor = Idefics3Processor(
         Idefics3ImageProcessor(
@@ -477,7 +371,7 @@ def _gemma3(folder: Path) -> None:
         "<end_of_image>",
         "<image_soft_token>",
     )
-    tokenizer = _gemma_tokenizer(_corpus("gemma3"), 360, special)
+    tokenizer = gemma_tokenizer(_corpus("gemma3"), 360, special)
     config = Gemma3Config(
         text_config={
             **TEXT,

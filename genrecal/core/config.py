@@ -1,4 +1,8 @@
-"""Configs are frozen pydantic models read from one YAML file, with `--set a.b=c` on top."""
+"""Configs are frozen pydantic models read from YAML, with `--set a.b=c` on top.
+
+A file may build on another: `extends: base.yaml`, a path that starts at the file's own folder. What the file
+says goes over what the other one says, key by key; lists are replaced whole.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,9 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def load_config(path: Path, kind: type[ConfigType], overrides: Sequence[str] = ()) -> ConfigType:
-    """Read `path` as a config of type `kind`.
+    """Read `path` as a config of type `kind`, on top of the files that it extends.
 
-    Relative paths in the file are left as they are: they are relative to the working folder.
+    Relative paths in the files are left as they are: they are relative to the working folder.
 
     Args:
         path: a YAML file.
@@ -33,8 +37,20 @@ def load_config(path: Path, kind: type[ConfigType], overrides: Sequence[str] = (
         overrides: `a.b=value` strings; the value is read as YAML.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown key (with the nearest known one) or a wrong value.
+        ConfigError: no such file, no YAML, files that extend each other, an unknown key (with the nearest
+            known one) or a wrong value.
     """
+    content = _read(path)
+    for override in overrides:
+        _apply(content, override)
+    return parse_config(content, kind, where=path)
+
+
+def _read(path: Path, *extending: Path) -> dict[str, Any]:
+    """The content of `path` over that of what it extends; `extending` are the files on the way to it."""
+    if path.resolve() in extending:
+        chain = " -> ".join(str(file) for file in (*extending, path.resolve()))
+        raise ConfigError(f"extends itself: {chain}", where=extending[0])
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,9 +61,20 @@ def load_config(path: Path, kind: type[ConfigType], overrides: Sequence[str] = (
         raise ConfigError(f"is not valid YAML ({' '.join(str(error).split())})", where=path) from None
     if not isinstance(content, dict):
         raise ConfigError("holds no mapping of keys to values", where=path)
-    for override in overrides:
-        _apply(content, override)
-    return parse_config(content, kind, where=path)
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError("'extends' is not the path of one file", where=path)
+    return _over(_read(path.parent / base, *extending, path.resolve()), content)
+
+
+def _over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in content.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _over(base[key], value) if both else value
+    return merged
 
 
 def parse_config(content: dict[str, Any], kind: type[ConfigType], *, where: Path | str) -> ConfigType:

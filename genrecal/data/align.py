@@ -28,9 +28,10 @@ def answer_tokens(tokenizer: Any, answer: str) -> tuple[torch.Tensor, torch.Tens
     spans = untrimmed.encode(answer).offsets if untrimmed else encoded["offset_mapping"]
     ends: list[int] = []
     for position, (_, end) in enumerate(spans):
-        # The span of a character whose bytes lie in several tokens is the span of each of them.
-        following = spans[position + 1][0] if position + 1 < len(spans) else end
-        ends.append(end if end <= following else (ends[-1] if ends else 0))
+        # A character whose bytes lie in several tokens is in the span of each; an accent that normalisation
+        # joins to its letter is in none.
+        following = spans[position + 1][0] if position + 1 < len(spans) else len(answer)
+        ends.append(following if end <= following else (ends[-1] if ends else 0))
     ids = torch.tensor([*encoded["input_ids"], tokenizer.eos_token_id])
     return ids, torch.tensor([*ends, len(answer) + 1])
 

@@ -28,7 +28,7 @@ from genrecal.core.types import DOMAINS, ImageSource, Sample, Turn
 from genrecal.data.bad import BadRows, Journal, journal_lines
 from genrecal.data.cache_writer import COLUMNS, IMAGES, SAMPLE_BATCH, SAMPLES, TableWriter
 from genrecal.data.eta import with_eta
-from genrecal.data.references import CachedImage, DatasetImage, TarMember, opened_arrow
+from genrecal.data.references import CachedImage, DatasetImage, TarMember, open_arrow
 from genrecal.data.source import SourceConfig, read_source, source_rows
 
 VERSION = 1  # of the layout; a table of another one is built anew
@@ -46,7 +46,7 @@ class Table:
         return len(self.columns["domains"])
 
     def __getitem__(self, index: int) -> Sample:
-        batch = opened_arrow(self.folder / SAMPLES).get_batch(index // SAMPLE_BATCH)
+        batch = self._reader.get_batch(index // SAMPLE_BATCH)
         row = batch.slice(index % SAMPLE_BATCH, 1).to_pylist()[0]
         return Sample(
             id=row["id"],
@@ -73,9 +73,12 @@ class Table:
 
     def ids(self) -> Iterator[Any]:
         """The ids as Arrow arrays, one for each record batch."""
-        reader = opened_arrow(self.folder / SAMPLES)
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number).column("id")
+        for number in range(self._reader.num_record_batches):
+            yield self._reader.get_batch(number).column("id")
+
+    @cached_property
+    def _reader(self) -> Any:
+        return open_arrow(self.folder / SAMPLES)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "source": self.source}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class TableWriter:
         """
         import pyarrow
 
-        self._pyarrow, self._folder, self._root = pyarrow, folder, root
+        self._pyarrow, self._folder, self._prefix = pyarrow, folder, f"{root}{os.sep}"
         self._files = {name: place for place, name in enumerate(files)}
         text, whole = pyarrow.string(), pyarrow.int64()
         turn = pyarrow.struct([("role", text), ("text", text)])
@@ -91,8 +92,7 @@ class TableWriter:
 
     def _image(self, image: ImageSource) -> dict[str, Any]:
         if isinstance(image, Path):
-            name = image.relative_to(self._root) if image.is_relative_to(self._root) else image
-            return {"kind": "file", "name": str(name)}
+            return {"kind": "file", "name": str(image).removeprefix(self._prefix)}
         if isinstance(image, TarMember):
             file = self._files[str(image.tar.absolute())]
             return {"kind": "tar", "name": image.name, "file": file, "at": image.offset, "size": image.size}

@@ -24,7 +24,7 @@ def with_eta(items: Iterable[Item], *, what: str, total: int, done: Callable[[It
         done: how much is done with an item, in the same unit.
     """
     started = said = time.monotonic()
-    shown = None
+    shown, terminal = None, console.is_terminal
     try:
         for item in items:
             yield item
@@ -32,7 +32,7 @@ def with_eta(items: Iterable[Item], *, what: str, total: int, done: Callable[[It
             if now - started < QUIET_S:
                 continue
             part = min(done(item), total)
-            if console.is_terminal:
+            if terminal:
                 if shown is None:
                     shown = progress()
                     shown.start()

@@ -75,4 +75,4 @@ def _of(image: ImageSource) -> Fingerprint | DataError:
     try:
         return fingerprint(open_image(image))
     except DataError as error:
-        return error
+        return error.with_traceback(None)  # whose frames would keep the image

@@ -62,9 +62,7 @@ def files_of(path: Path, kind: Format) -> tuple[Path, ...]:
     """
     if kind not in SHARDED:
         if _is_pattern(path) and not path.exists():
-            raise DataError(
-                f"is a pattern; '{kind}' is one file", where=path, fix="Give a source for each"
-            )
+            raise DataError(f"is a pattern; '{kind}' is one file", where=path, fix="Give a source for each")
         return (path,)
     if path.is_file():
         return (path,)

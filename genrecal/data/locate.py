@@ -20,7 +20,7 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._real_root = Path(os.path.realpath(root))
+        self._root, self._real_root = str(root), Path(os.path.realpath(root))
         self._inside: dict[str, bool] = {}
         self._looks: dict[str, int] = {}
         self._links: dict[str, dict[str, bool]] = {}  # folder -> file name -> is it a symbolic link
@@ -31,34 +31,40 @@ class ImageFolder:
         Raises:
             DataError: it leads out of the folder, also by a symbolic link.
         """
-        path = self.root / name
-        folder = str(path.parent)
-        if folder not in self._inside:
-            self._inside[folder] = Path(os.path.realpath(folder)).is_relative_to(self._real_root)
-        inside = self._inside[folder] and path.name != ".."
-        if inside and self._is_link(path):
-            inside = Path(os.path.realpath(path)).is_relative_to(self._real_root)
+        path = os.path.join(self._root, name)
+        folder, file = os.path.split(path)
+        if file in ("", ".", ".."):
+            inside = self._leads_inside(path)
+        else:
+            if folder not in self._inside:
+                self._inside[folder] = self._leads_inside(folder)
+            inside = self._inside[folder] and (
+                not self._is_link(path, folder, file) or self._leads_inside(path)
+            )
         if not inside:
             raise DataError(f"names the image '{name}', outside of {self.root}", where=where)
-        return path
+        return Path(path)
 
     def holds(self, path: Path) -> bool:
         """Whether `path`, as `find` gave it, is a file."""
-        listed = self._links.get(str(path.parent))
+        folder, file = os.path.split(path)
+        listed = self._links.get(folder)
         if listed is None:
             return path.is_file()
-        return path.name in listed and (not listed[path.name] or path.is_file())
+        return file in listed and (not listed[file] or path.is_file())
 
-    def _is_link(self, path: Path) -> bool:
-        folder = str(path.parent)
+    def _leads_inside(self, path: str) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(self._real_root)
+
+    def _is_link(self, path: str, folder: str, file: str) -> bool:
         if folder not in self._links:
             self._looks[folder] = self._looks.get(folder, 0) + 1
             if self._looks[folder] <= LIST_AFTER or not os.path.isdir(folder):
-                return path.is_symlink()
+                return Path(path).is_symlink()
             with os.scandir(folder) as entries:
                 self._links[folder] = {
                     entry.name: entry.is_symlink()
                     for entry in entries
                     if entry.is_symlink() or entry.is_file()
                 }
-        return self._links[folder].get(path.name, False)
+        return self._links[folder].get(file, False)

@@ -76,22 +76,25 @@ class CachedImage:
     name: str  # where it came from
 
     def read(self) -> bytes:
-        batch = opened_arrow(self.file).get_batch(self.index // STORED_BATCH)
+        batch = _stored_images(self.file).get_batch(self.index // STORED_BATCH)
         return batch.column(0)[self.index % STORED_BATCH].as_py()
 
     def __str__(self) -> str:
         return self.name
 
 
-@lru_cache(maxsize=64)
-def opened_arrow(file: Path) -> Any:
-    """A memory-mapped reader of an Arrow IPC file, one for each process."""
+def open_arrow(file: Path) -> Any:
+    """A memory-mapped reader of an Arrow IPC file."""
     import pyarrow
 
     return pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
 
 
-@lru_cache(maxsize=64)
+# As many sources as a mixture may well have: images are read across all of them.
+_stored_images = lru_cache(maxsize=256)(open_arrow)
+
+
+@lru_cache(maxsize=256)
 def opened_dataset(folder: Path) -> Any:
     """A data set on disk whose rows come as Arrow tables: images stay as they are encoded."""
     from datasets import load_from_disk

@@ -74,7 +74,7 @@ class MixtureConfig(Config):
     on_bad: Literal["stop", "skip"] = "stop"
     """What a row that cannot be used does: stop the run before it starts, or be skipped and written down."""
     max_bad: int = Field(default=100, ge=0)
-    """With `skip`: so many bad rows, over all sources, stop the run after all."""
+    """With `skip`: so many bad rows, over all sources, are left out; more stop the run after all."""
     buckets: int = Field(default=0, ge=0)
     """So many global batches are sorted by length together, so that a micro-batch pads little; 0: none."""
     cache: Path | None = None

@@ -77,8 +77,8 @@ def panels(count: int, *, columns: int, width_in: float, height_in: float) -> tu
 
 
 def entitle(axes: Axes, text: str, *, width: int = 40) -> None:
-    """A title of as many lines as it needs to stay over its panel."""
-    axes.set_title("\n".join(textwrap.wrap(text, width)))
+    """A title of as many lines as it needs to stay over its panel; `text` may hold line ends of its own."""
+    axes.set_title("\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width)))
 
 
 def log_axis(axes: Axes) -> None:
@@ -95,19 +95,16 @@ def ink_on(color: Any) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.45 else "white"
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], *, columns: int = 4) -> None:
-    """One legend for all axes, under them."""
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all axes, under them, in as many columns as the figure is wide."""
     entries: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        figure.legend(
-            list(entries.values()),
-            list(entries),
-            loc="outside lower center",
-            ncols=min(columns, len(entries)),
-        )
+        widest_in = 0.6 + 0.072 * max(len(label) for label in entries)
+        columns = max(1, min(len(entries), int(figure.get_size_inches()[0] / widest_in)))
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
 def as_file(figure: Figure, kind: str) -> bytes:
@@ -135,7 +132,11 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]+"', head)
     assert box is not None, "matplotlib gives every SVG a viewBox"
-    body = re.sub(r'\bid="', f'id="{name}-', body)
+    # Of the ids only those that something points to, and these with the figure's name.
+    wanted = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
+    body = re.sub(
+        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in wanted else "", body
+    )
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
     body = body.replace("xlink:href", "href").replace(INK, "currentColor")
     return Markup(f'<svg {box.group()} role="img">{body}')

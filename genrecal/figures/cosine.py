@@ -68,7 +68,8 @@ def draw(data: Matrices) -> Figure:
         axes_.set_yticks(ticks, [str(tick + 1) for tick in ticks])
         axes_.grid(visible=False)
         axes_.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label="cosine", shrink=0.8, pad=0.02)
+    rows = -(-len(shown) // min(columns, len(shown)))
+    figure.colorbar(image, ax=axes, label="cosine", fraction=0.05, aspect=22 * rows, pad=0.02)
     return figure
 
 

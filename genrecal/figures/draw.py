@@ -136,6 +136,9 @@ def draw_figures(
             continue
         with style(name):
             figure = plot.draw(data)
+            # The layout takes longest, and is the same for every format.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             drawn.append(
                 Drawn(
                     name=name,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from bench.report import Report
 from genrecal.figures.canvas import GREY, color_of, entitle, ink_on, legend_below, panels
-from genrecal.figures.runs import NO_TEACHER, Missing, Run
+from genrecal.figures.runs import NO_TEACHER, Missing, Run, names
 from genrecal.figures.scores import Value, benchmarks, pooled, questions, scored, whiskers
 
 BAR_IN = 0.36
@@ -117,13 +118,13 @@ def table(data: Gains) -> list[dict[str, Any]]:
 
 def _read(runs: Sequence[Run], *, by: str) -> Gains:
     bars: list[Bar] = []
+    series = names(runs, without=(by,))
     for title in benchmarks(runs):
         for group in dict.fromkeys(run.parts[by] for run in runs):
             of_group = [run for run in runs if run.parts[by] == group]
             for student in dict.fromkeys(run.parts["student"] for run in of_group):
-                bars += _of_student(
-                    title, group, [run for run in of_group if run.parts["student"] == student], by
-                )
+                of_student = [run for run in of_group if run.parts["student"] == student]
+                bars += _of_student(title, group, of_student, series)
     if not bars:
         raise Missing(
             "no benchmark was taken both before and after", fix="Bench both students on the same sets"
@@ -131,14 +132,14 @@ def _read(runs: Sequence[Run], *, by: str) -> Gains:
     return Gains(by=by, bars=tuple(bars))
 
 
-def _of_student(title: str, group: str, runs: Sequence[Run], by: str) -> list[Bar]:
+def _of_student(title: str, group: str, runs: Sequence[Run], series_of: dict[Path, str]) -> list[Bar]:
     student = runs[0].parts["student"]
     before = pooled(_reports(runs, after=False), title)
     if before is None:
         return []
     bars = [Bar(benchmark=title, group=group, student=student, series=None, value=before, gain=None)]
-    for series in dict.fromkeys(run.name(without=(by,)) for run in runs):
-        of_series = [run for run in runs if run.name(without=(by,)) == series]
+    for series in dict.fromkeys(series_of[run.folder] for run in runs):
+        of_series = [run for run in runs if series_of[run.folder] == series]
         value, start = (
             pooled(_reports(of_series, after=True), title),
             pooled(_reports(of_series, after=False), title),

@@ -66,7 +66,6 @@ def draw(data: Grid) -> Figure:
         for (teacher, student), value in cells.items():
             values[rows.index(teacher), data.students.index(student)] = value.mean
         image = one.imshow(values, cmap=HEAT, aspect="auto", interpolation="none")
-        image.cmap.set_bad((0, 0, 0, 0))
         for (teacher, student), value in cells.items():
             start = cells.get((BEFORE, student))
             text = f"{value.mean:.1f}"

@@ -36,34 +36,24 @@ class Progress:
 
 
 def read(runs: Sequence[Run]) -> Progress:
-    trends: list[Trend] = []
-    stages: dict[int, dict[str, None]] = {}  # number -> names, where methods differ
+    found: list[tuple[Run, list[dict[str, Any]]]] = []
     missing: Missing | None = None
     for run in runs:
         try:
-            records = read_points(run)
+            found.append((run, read_points(run)))
         except Missing as error:
             missing = missing or error
-            continue
-        titles = TITLES | title_of([report for report in (run.after, run.before) if report])
-        for record in records:
-            stages.setdefault(record["number"], {})[record["stage"]] = None
-        for name in dict.fromkeys(name for record in records for name in record["scores"]):
-            of_set = [record for record in records if record["scores"].get(name) is not None]
-            if of_set:
-                trends.append(
-                    Trend(
-                        benchmark=titles.get(name, name),
-                        run=run.name(),
-                        seed=run.seed,
-                        points=tuple((_place(one), 100 * one["scores"][name]) for one in of_set),
-                        unchanged=tuple(_place(one) for one in of_set if one.get("unchanged")),
-                        n=of_set[0]["questions"][name],
-                    )
-                )
+    found = [(run, records) for run, records in found if records]
+    # Methods of fewer stages are set to end with the others: the stage that they end with is the same.
+    most = max((_last(records) for _, records in found), default=0)
+    trends = [trend for run, records in found for trend in _trends(run, records, most - _last(records))]
     if not trends:
         raise missing or Missing("no point of any run has a score", fix="Let the run finish")
-    return Progress(trends=tuple(trends), stages=tuple("/".join(stages[number]) for number in sorted(stages)))
+    stages: list[dict[str, None]] = [{} for _ in range(most)]  # as sets that keep their order
+    for _, records in found:
+        for record in records:
+            stages[record["number"] + most - _last(records) - 1][record["stage"]] = None
+    return Progress(trends=tuple(trends), stages=tuple(" or ".join(names) for names in stages))
 
 
 def draw(data: Progress) -> Figure:
@@ -88,7 +78,8 @@ def draw(data: Progress) -> Figure:
         one.set_xlim(0, len(data.stages) + 0.05)
         one.grid(axis="x", visible=False)
         # A label in the middle of each stage, a tick at each point.
-        one.set_xticks([place + 0.5 for place in range(len(data.stages))], data.stages)
+        labels = [stage.replace(" or ", "\n") for stage in data.stages]
+        one.set_xticks([place + 0.5 for place in range(len(labels))], labels)
         one.tick_params(axis="x", which="major", length=0)
         places = sorted({place for trend in data.trends for place, _ in trend.points})
         one.xaxis.set_minor_locator(FixedLocator(places))
@@ -124,6 +115,29 @@ def table(data: Progress) -> list[dict[str, Any]]:
         for trend in data.trends
         for place, value in trend.points
     ]
+
+
+def _trends(run: Run, records: Sequence[dict[str, Any]], offset: int) -> list[Trend]:
+    titles = TITLES | title_of([report for report in (run.after, run.before) if report])
+    trends = []
+    for name in dict.fromkeys(name for record in records for name in record["scores"]):
+        of_set = [record for record in records if record["scores"].get(name) is not None]
+        if of_set:
+            trends.append(
+                Trend(
+                    benchmark=titles.get(name, name),
+                    run=run.name(),
+                    seed=run.seed,
+                    points=tuple((_place(one) + offset, 100 * one["scores"][name]) for one in of_set),
+                    unchanged=tuple(_place(one) + offset for one in of_set if one.get("unchanged")),
+                    n=of_set[0]["questions"][name],
+                )
+            )
+    return trends
+
+
+def _last(records: Sequence[dict[str, Any]]) -> int:
+    return int(max(record["number"] for record in records))
 
 
 def _place(record: dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import INK, PALETTE, entitle, legend_below, log_axis, panels
-from genrecal.figures.runs import Missing, Run, metrics, side_by_side
+from genrecal.figures.runs import Missing, Run, first_seeds, metrics
 
 # key of `reading` -> label, colour, line
 RISES = {
@@ -36,13 +36,14 @@ class Series:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     series: tuple[Series, ...]
+    several_seeds: bool  # whether runs of other seeds were left out
 
 
 def read(runs: Sequence[Run]) -> Reading:
-    found = [series for run in side_by_side(runs)[0] if (series := _series(run)) is not None]
+    found = [series for run in first_seeds(runs) if (series := _series(run)) is not None]
     if not found:
         raise Missing("no run was probed while it distilled", fix="Name runs of a method with a Recalibrator")
-    return Reading(series=tuple(found))
+    return Reading(series=tuple(found), several_seeds=len(first_seeds(runs)) < len(runs))
 
 
 def draw(data: Reading) -> Figure:
@@ -59,6 +60,7 @@ def draw(data: Reading) -> Figure:
             entitle(one, f"{series.run}: {what}", width=52)
             one.set_xlabel("optimizer step")
             one.set_xlim(0, series.steps)
+            one.margins(y=0.16)  # room for the stages' names
             for stage, start in series.starts.items():
                 one.axvline(start, color=INK, lw=0.8, alpha=0.35)
                 one.annotate(
@@ -71,7 +73,7 @@ def draw(data: Reading) -> Figure:
                     fontsize=7.5,
                     alpha=0.8,
                 )
-    legend_below(figure, axes, columns=3)
+    legend_below(figure, axes)
     return figure
 
 
@@ -83,6 +85,7 @@ def caption(data: Reading) -> str:
         " student's own CE, at the student's question features; where those of later tokens are far below the"
         " first's, they teach the student little by this path."
         f" n = {counts[0]} to {counts[-1]} probed steps a curve; vertical lines: stages."
+        + (" Of several seeds the first is shown." if data.several_seeds else "")
     )
 
 

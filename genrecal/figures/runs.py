@@ -67,11 +67,9 @@ class Run:
     def seed(self) -> int:
         return int(self.config.get("seed", 0))
 
-    def name(self, *, without: Sequence[str] = ()) -> str:
-        """What distinguishes the run from the others, but for the parts `without` and the seed."""
-        texts = [self.parts[part] for part in self.varying if part not in without]
-        texts = [text for text in texts if text != NO_TEACHER]
-        return ", ".join(texts) or self.parts["method"]
+    def name(self) -> str:
+        """What distinguishes the run from the others, but for the seed."""
+        return _name(self.parts, self.varying)
 
     @property
     def title(self) -> str:
@@ -105,6 +103,20 @@ def open_runs(folders: Sequence[Path], baselines: Sequence[Path] = ()) -> tuple[
         for folder, config in configs.items()
     ]
     return _told_apart(runs)
+
+
+def names(runs: Sequence[Run], *, without: Sequence[str] = ()) -> dict[Path, str]:
+    """What distinguishes these runs from each other, by folder, but for the parts `without` and the seed."""
+    differ = [part for part in runs[0].varying if len({run.parts[part] for run in runs}) > 1] if runs else []
+    return {run.folder: _name(run.parts, [part for part in differ if part not in without]) for run in runs}
+
+
+def first_seeds(runs: Sequence[Run]) -> list[Run]:
+    """Of runs that differ in their seed alone the first."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.name(), run)
+    return list(first.values())
 
 
 def side_by_side(runs: Sequence[Run]) -> tuple[list[Run], int | None]:
@@ -153,6 +165,10 @@ def stage_folders(run: Run) -> list[Path]:
 def title_of(reports: Sequence[Report]) -> dict[str, str]:
     """Set name -> the title that its scores are shown with."""
     return {name: result.score.title for report in reports for name, result in report.results.items()}
+
+
+def _name(parts: Mapping[str, str], chosen: Sequence[str]) -> str:
+    return ", ".join(parts[one] for one in chosen if parts[one] != NO_TEACHER) or parts["method"]
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import PALETTE, entitle, legend_below, panels
 from genrecal.figures.features import HOW, Array, Moment, cosines, start_and_end, unit_rows
-from genrecal.figures.runs import Missing, Run
+from genrecal.figures.runs import Missing, Run, first_seeds
 
 # tensor -> label, colour, marker: the models by colour, before and after by filling
 KINDS = {
@@ -43,14 +43,14 @@ class Map:
 class Maps:
     maps: tuple[Map, ...]
     pairs: int
-    seed: int
+    seed: int  # of t-SNE
+    several_seeds: bool  # whether runs of other seeds were left out
 
 
 def read(runs: Sequence[Run], *, seed: int = 0) -> Maps:
     maps: list[Map] = []
     pairs = 0
-    # Of runs that differ in their seed alone the first is enough to look at.
-    for run in {one.name(): one for one in reversed(runs)}.values():
+    for run in first_seeds(runs):
         found = start_and_end(run, tuple(KINDS))
         if found is None or len(maps) == 2 * MOST_RUNS:
             continue
@@ -60,7 +60,7 @@ def read(runs: Sequence[Run], *, seed: int = 0) -> Maps:
         maps += [_map(run, moment, seed) for moment in found]
     if not maps:
         raise Missing("no run left features", fix=HOW)
-    return Maps(maps=tuple(maps), pairs=pairs, seed=seed)
+    return Maps(maps=tuple(maps), pairs=pairs, seed=seed, several_seeds=len(first_seeds(runs)) < len(runs))
 
 
 def draw(data: Maps) -> Figure:
@@ -78,14 +78,16 @@ def draw(data: Maps) -> Figure:
                 edgecolors=color,
                 facecolors=color if filled else "none",
             )
-        entitle(one, f"{map_.run}: {map_.moment}" if len(data.maps) > 2 else map_.moment, width=34)
+        entitle(one, f"{map_.run}\n{map_.moment}" if len(data.maps) > 2 else map_.moment, width=32)
         one.set_xticks([])
         one.set_yticks([])
         one.margins(0.12)
         for side in one.spines.values():
             side.set_visible(True)
-        one.set_xlabel(f"cosine of a pair: {map_.before:.2f} before, {map_.after:.2f} after", fontsize=9)
-    legend_below(figure, axes, columns=columns)
+        # Rounded first: -0.004 is 0.00.
+        before, after = round(map_.before, 2) + 0.0, round(map_.after, 2) + 0.0
+        one.set_xlabel(f"cosine of a pair: {before:.2f} before, {after:.2f} after", fontsize=9)
+    legend_below(figure, axes)
     return figure
 
 
@@ -96,6 +98,7 @@ def caption(data: Maps) -> str:
         " the Recalibrator's blocks, at the start and at the end of training. Distances between far groups"
         " mean little in t-SNE; the mean cosine of a pair's student and teacher features, which it does not"
         " distort, stands under each panel."
+        + (" Of several seeds the first is shown." if data.several_seeds else "")
     )
 
 
@@ -125,10 +128,10 @@ def _map(run: Run, moment: Moment, seed: int) -> Map:
     perplexity = min(30.0, max(2.0, (len(rows) - 1) / 4))
     plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows.astype(np.float32))
     parts = np.split(plane.astype(np.float64), len(KINDS))
-    when = "start of training" if moment.when == "before" else "end of training"
+    when = "start" if moment.when == "before" else "end"
     return Map(
         run=run.title,
-        moment=f"{when} ({moment.when} {moment.stage})",
+        moment=f"{when}: {moment.when} {moment.stage}",
         points=dict(zip(KINDS, parts, strict=True)),
         before=_matched(moment, "z_q_student", "p_q_teacher"),
         after=_matched(moment, "h_q_student", "h_q_teacher"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import (
     Idefics3Processor,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.utils import is_torchvision_available
 
 from genrecal.core.errors import ModelError
@@ -108,9 +111,38 @@ def load_model(folder: Path, **options: Any) -> Any:
     """The image-text-to-text model of a folder, in evaluation mode."""
     check_model_folder(folder)
     try:
-        return AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **options).eval()
+        with _no_new_embeddings():
+            model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # as above
         raise ModelError(f"its model cannot be loaded ({_one_line(error)})", where=folder) from error
+    _restore_frequencies(model)
+    return model.eval()
+
+
+@contextmanager
+def _no_new_embeddings() -> Iterator[None]:
+    """While this is open, transformers draws no new weights for Gemma 3's word embeddings.
+
+    Version 4.57 takes a module with an unsaved buffer for one whose weights are missing, and under ZeRO-3 it
+    then writes to a row of weights that are split over the ranks: an IndexError.
+    """
+    Gemma3TextScaledWordEmbedding._is_hf_initialized = True
+    try:
+        yield
+    finally:
+        del Gemma3TextScaledWordEmbedding._is_hf_initialized
+
+
+def _restore_frequencies(model: Any) -> None:
+    """Rotary frequencies of Qwen's vision encoders anew: DeepSpeed makes them in the weights' precision.
+
+    They are not saved, so nothing is read into them. In bf16 the encoder would see other positions under
+    ZeRO-3 than it does anywhere else.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("VisionRotaryEmbedding"):
+            frequencies = type(module)(2 * len(module.inv_freq)).inv_freq
+            module.inv_freq = frequencies.to(module.inv_freq.device)
 
 
 def _one_line(error: Exception) -> str:

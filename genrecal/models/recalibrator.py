@@ -13,7 +13,7 @@ answer and both, D_s and D_l the two hidden sizes.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -27,7 +27,7 @@ class RecalibratorConfig(Config):
 
     blocks: int = Field(default=2, ge=1)
     """Decoder blocks in rec_body (paper: 2)."""
-    layers: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    layers: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(1.0,), min_length=1)
     """Depths of the features that are recalibrated, as shares of each body's layers, a Recalibrator for each;
     1.0 are the last features (paper)."""
     answer_input: Literal["features", "embeddings", "aligned"] = "features"
@@ -68,7 +68,8 @@ class Recalibrator(nn.Module):
         body_config = copy.deepcopy(student_body.config)
         body_config.num_hidden_layers = config.blocks
         if getattr(body_config, "layer_types", None):
-            body_config.layer_types = list(body_config.layer_types[-1:]) * config.blocks
+            # A block with a sliding window would not see the whole question.
+            body_config.layer_types = ["full_attention"] * config.blocks
         width = body_config.hidden_size
         self.rec_proj_pre = nn.Linear(teacher_width, width)
         self.rec_proj_question = (

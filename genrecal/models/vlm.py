@@ -81,8 +81,8 @@ def recompute_activations(model: Any) -> None:
     """Gradient checkpointing, re-entrant: ZeRO-3 has split weights again by the time of the backward pass.
 
     A re-entrant segment passes gradients on only where one of its inputs wants one, so the word embeddings
-    do, frozen or not. Not by `enable_input_require_grads`: in some families it also sends gradients through the
-    frozen vision encoder.
+    do, frozen or not. Not by `enable_input_require_grads`: in some families it also sends gradients through
+    the frozen vision encoder.
     """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_(True))

@@ -1,6 +1,6 @@
 """The teacher's own answers as labels (sequence-level distillation), written once, before the first stage.
 
-    RUN/labels/rank-0.jsonl …      {"key", "answer"} as they come; a killed run goes on behind them
+    RUN/labels-journal/rank-0.jsonl …      {"key", "answer"} as they come; a killed run goes on behind them
     RUN/labels/keys.npy, offsets.npy, answers.bin, manifest.json      all of them, sorted; the manifest last
 
 An answer belongs to what was asked: its key is a digest of the images' names and the turns before it. So rows
@@ -205,9 +205,10 @@ def _answers(model: Any, processor: Any, samples: Sequence[Sample], max_new_toke
             **extras,
             **vision,
         )
-    return [
-        text.strip() for text in tokenizer.batch_decode(written_BN[:, longest:], skip_special_tokens=True)
-    ]
+    texts = tokenizer.batch_decode(
+        written_BN[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in texts]
 
 
 def _end_last_line(journal: Path) -> None:

@@ -12,9 +12,10 @@ from rich.table import Table
 from genrecal.core.console import console
 from genrecal.core.errors import ConfigError
 from genrecal.data.vocabulary import Kinship, kinship, shared_ids
+from genrecal.models.image_limits import cuts_tiles, keeps_size
 from genrecal.models.processors import load_processor
 from genrecal.train.comparison import Comparison
-from genrecal.train.settings import RunConfig
+from genrecal.train.settings import DataConfig, RunConfig
 from genrecal.train.stages import METHODS, Stage
 
 
@@ -43,6 +44,17 @@ def require_served(config: RunConfig, student: Any, teachers: Sequence[Any]) -> 
         # The answer-only variant would serve equal tokenizers.
         fix = "Set answer_only: true" if found.same_tokenizer else "Take genrecal, seqkd, uld or gold"
         raise ConfigError(f"{config.method} cannot serve this pair: {reason}", where="method", fix=fix)
+
+
+def require_limits(data: DataConfig, processors: Sequence[Any]) -> None:
+    """Raise a ConfigError where a limit on images is of no use to any model of the run."""
+    image_processors = [processor.image_processor for processor in processors]
+    for name, limit, serves in (
+        ("max_tiles", data.max_tiles, cuts_tiles),
+        ("max_pixels", data.max_pixels, keeps_size),
+    ):
+        if limit is not None and not any(serves(processor) for processor in image_processors):
+            raise ConfigError("limits no model of this run", where=f"data.{name}", fix="Leave it out")
 
 
 def comparison_settings(config: RunConfig, stage: Stage, student: Any, teachers: Sequence[Any]) -> Comparison:

@@ -91,6 +91,22 @@ def snapshot_steps(steps: int, every: float) -> dict[int, int]:
     return places
 
 
+def stage_points(number: int, stage: str, *, steps: int, settings: EvaluateConfig | None) -> dict[int, Point]:
+    """The points of a stage by the steps that are done there; none without `settings`.
+
+    Args:
+        number: of the stage, from 1.
+        stage: its name.
+        steps: its optimizer steps.
+        settings: the config's `evaluate`.
+    """
+    places = snapshot_steps(steps, settings.every) if settings else {}
+    return {
+        step: Point(number=number, stage=stage, percent=percent, step=step)
+        for step, percent in places.items()
+    }
+
+
 def require_sets(settings: EvaluateConfig) -> None:
     """Raise a ConfigError where a test set is missing: better before training than after it."""
     for name, path in settings.sets.items():
@@ -125,15 +141,15 @@ def evaluate_points(
     for number, (stage, trains) in enumerate(stages, start=1):
         folder = run_folder / "stages" / f"{number}-{stage}"
         found: dict[str, Any] | None = None  # the scores of a student that stays as it is
-        for step, percent in snapshot_steps(int(read_json(folder / NAME)["steps"]), settings.every).items():
-            point = Point(number=number, stage=stage, percent=percent, step=step)
+        steps = int(read_json(folder / NAME)["steps"])
+        for point in stage_points(number, stage, steps=steps, settings=settings).values():
             output, snapshot = run_folder / FOLDER / point.name, point.snapshot(run_folder)
             if not is_scored(records, point):
                 if not trains:
                     start = run_folder / FOLDER / f"{number}-{stage}-0"
                     found = found or _score(student, start, settings, device)
                     scores = found
-                elif percent == 100:
+                elif point.percent == 100:
                     scores = _score(folder / "student", output, settings, device)
                 elif (snapshot / "student").is_dir():
                     scores = _score(snapshot / "student", output, settings, device)
@@ -141,8 +157,8 @@ def evaluate_points(
                     console.print(f"{point.name}: the student was not kept there, no score")
                     continue
                 records.append(
-                    {"stage": stage, "number": number, "percent": percent, "step": step, **scores}
-                    | {"unchanged": not trains}
+                    {"stage": stage, "number": number, "percent": point.percent, "step": point.step}
+                    | {**scores, "unchanged": not trains}
                 )
                 records.sort(key=lambda one: (one["number"], one["percent"]))
                 write_json(run_folder / RESULTS, records)

@@ -41,7 +41,7 @@ from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerpr
 from genrecal.train.features import recalibrated_features
 from genrecal.train.labels import Labels, Relabelled, teacher_labels
 from genrecal.train.loop import StageRun, padding, train
-from genrecal.train.pairing import comparison_settings, require_served
+from genrecal.train.pairing import comparison_settings, require_limits, require_served
 from genrecal.train.reading import Verdict, verdict
 from genrecal.train.settings import RunConfig
 from genrecal.train.setup import build_stage, recalibrator_file
@@ -82,6 +82,7 @@ def check_run(config: RunConfig) -> None:
         load_processor(folder) for folder in (config.student, *(source.path for source in config.sources))
     )
     require_served(config, processor, teachers)
+    require_limits(config.data, (processor, *teachers))
     samples = read_mixture(config.data.sources, cache=config.output.parent / DATA_CACHE)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
@@ -178,8 +179,9 @@ def _run_stage(
     features |= _features(engine, run, "after")
     if frozen_fingerprint(engine.module) != before:
         raise GenrecalError("frozen parameters changed while the stage trained", where=name)
-    found = _verdict(run)
-    if found is not None and dist.get_rank() == 0:
+    # Rank 0 alone has written the metrics; another rank could read half a line.
+    found = _verdict(run) if dist.get_rank() == 0 else None
+    if found is not None:
         console.print(f"{name}: {found.sentence()}")
     save_stage(
         models,

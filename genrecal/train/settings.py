@@ -13,7 +13,7 @@ from genrecal.core.types import DOMAINS
 from genrecal.data.mixture import SourceConfig
 from genrecal.models.lora import LoraConfig
 from genrecal.models.recalibrator import RecalibratorConfig
-from genrecal.train.stages import IMAGE_LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
+from genrecal.train.stages import IMAGE_LOSSES, LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
 
 
 class TeacherConfig(Config):
@@ -93,6 +93,12 @@ class EngineConfig(Config):
     feature_samples: int = Field(default=10, ge=0)
     """Question-answer pairs whose features a stage with a Recalibrator leaves for the figures (paper: 10)."""
 
+    @model_validator(mode="after")
+    def _supported(self) -> EngineConfig:
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("DeepSpeed trains in bf16 with fp32 sums from ZeRO stage 1 on: raise zero_stage")
+        return self
+
 
 class RunConfig(Config):
     """One training run."""
@@ -131,16 +137,18 @@ class RunConfig(Config):
                 raise ValueError(f"unknown stage '{name}'; known are {', '.join(STAGES)}")
             _known(stage.exclude_domains or (), DOMAINS, "domain")
             _known(tuple(stage.weights), tuple(TERMS), "loss term")
+            _known(tuple(stage.weights), _possible_terms(STAGES[name]), f"term of {name}:")
         for teacher in self.teachers:
             _known(teacher.domains or (), DOMAINS, "domain")
         if self.teacher and self.teachers:
             raise ValueError("give teacher or teachers, not both")
         if not self.sources and (self.reads_teacher or self.learned_labels == "teacher"):
             raise ValueError(f"the method '{self.method}' needs a teacher")
-        if len(self.sources) > 1 and not any(
-            STAGES[name].recalibrates for name in METHODS[self.method].stages
-        ):
+        recalibrates = any(STAGES[name].recalibrates for name in METHODS[self.method].stages)
+        if len(self.sources) > 1 and not recalibrates:
             raise ValueError(f"the method '{self.method}' takes one teacher; several are for genrecal")
+        if self.reads_teacher and not recalibrates and any(source.domains for source in self.sources):
+            raise ValueError(f"the method '{self.method}' takes its teacher for all domains")
         return self
 
     @property
@@ -176,6 +184,11 @@ class RunConfig(Config):
         if settings.exclude_domains is None:
             settings = settings.model_copy(update={"exclude_domains": STAGES[name].exclude_domains})
         return settings
+
+
+def _possible_terms(stage: Stage) -> tuple[str, ...]:
+    """The terms that a stage can train on, whatever else the config says."""
+    return (*stage.terms, *LOSSES["regularize"].terms) if stage.recalibrates else stage.terms
 
 
 def _known(names: tuple[str, ...], known: tuple[str, ...], kind: str) -> None:

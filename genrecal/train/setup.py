@@ -16,7 +16,7 @@ from genrecal.models.families import family_of, is_vision_encoder
 from genrecal.models.lora import add_lora
 from genrecal.models.processors import load_model
 from genrecal.models.recalibrator import Recalibrator, copy_blocks
-from genrecal.models.vlm import text_config
+from genrecal.models.vlm import recompute_activations, text_body, text_config
 from genrecal.train.comparison import Comparison
 from genrecal.train.engine import DTYPES, loading_for
 from genrecal.train.objective import Objective
@@ -85,9 +85,7 @@ def build_stage(
         elif "student_projector" in stage.trains:
             parameter.requires_grad = name.startswith(family.vision_projector)
     if config.engine.gradient_checkpointing and len(set(stage.trains) - {"recalibrator"}):
-        # Re-entrant: ZeRO-3 has split the weights again by the time that the backward pass recomputes.
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        student.enable_input_require_grads()
+        recompute_activations(student)
     objective = Objective(
         student=student,
         sources=sources,
@@ -113,15 +111,15 @@ def build_recalibrators(
     for depth in range(len(config.recalibrator.layers)):
         recalibrator = Recalibrator(
             config.recalibrator,
-            student_body=student.get_decoder(),
+            student_body=text_body(student),
             teacher_width=text_config(teacher).hidden_size,
         )
         if folder is not None:
             recalibrator.load_state_dict(load_file(folder / recalibrator_file(place, depth)))
         elif config.recalibrator.init == "student":
-            blocks = list(student.get_decoder().layers[: config.recalibrator.blocks].parameters())
+            blocks = list(text_body(student).layers[: config.recalibrator.blocks].parameters())
             with deepspeed.zero.GatheredParameters(blocks):
-                copy_blocks(recalibrator, student.get_decoder())
+                copy_blocks(recalibrator, text_body(student))
         recalibrators.append(recalibrator)
     return recalibrators
 

@@ -46,7 +46,7 @@ def test_without_a_file_the_known_formats_are_taken(tmp_path: Path) -> None:
     assert read_chat(source(tmp_path, template="chatml", system_message=None)) == CHATS["chatml"]
     changed = read_chat(source(tmp_path, template="chatml", system_message="Be brief."))
     assert changed == Chat(system="Be brief.", separator="<|im_end|>")
-    with pytest.raises(ModelError, match="'phi3-chat' is not known.*conversation.py beside it"):
+    with pytest.raises(ModelError, match=r"'phi3-chat' is not known.*conversation\.py beside it"):
         read_chat(source(tmp_path, template="phi3-chat"))
     with pytest.raises(ModelError, match="'None' is not known"):
         read_chat(source(tmp_path))

@@ -1,4 +1,4 @@
-"""Tiles: GotOcr2ImageProcessor, with the settings that the converter writes, against the authors' own cutting."""
+"""Tiles: GotOcr2ImageProcessor as the converter sets it, against the authors' own cutting."""
 
 from __future__ import annotations
 

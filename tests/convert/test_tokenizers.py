@@ -18,7 +18,9 @@ from tests.convert.conftest import Converted
 from tests.convert.reference import DATA
 
 INTERNLM2 = DATA / "internvl2_5_internlm2" / "source"
-LETTERS = "aeghinorst AEST  019.,!?<>/_[]\n\t图片里最高的柱子是你书生éü😀👍🏽\u200d\u2581\u00a0𝒳ا"
+LETTERS = (
+    "aeghinorst AEST  019.,!?<>/_[]\n\t图片里最高的柱子是你书生éü😀👍🏽\u200d\u2581\u00a0\U0001d4b3\u0627"
+)
 
 
 def test_every_text_gets_the_authors_ids(converted: Converted) -> None:

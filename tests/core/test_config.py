@@ -87,6 +87,42 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "is not valid YAML" in fails(tmp_path / "binary.yaml", None)
 
 
+def test_a_file_that_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text(
+        "name: base\ninner: {rank: 8, dropout: 0.5}\nstages: {first: {rank: 1}}\n"
+        "names: [a, b]\nfolder: models\n"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nname: middle\nnames: [c]\n")
+    path = tmp_path / "deep" / "run.yaml"
+    path.write_text("extends: ../middle.yaml\ninner: {rank: 2}\nstages: {second: {rank: 3}}\n")
+    config = load_config(path, Outer, ["inner.dropout=0.1"])
+    assert config == Outer(
+        name="middle",
+        inner=Inner(rank=2, dropout=0.1),
+        stages={"first": Inner(rank=1), "second": Inner(rank=3)},
+        names=("c",),
+        folder=Path("models"),  # as it stands in the file, not beside it
+    )
+    path.write_text("extends: ../base.yaml\nstages: null\ninner: {rank: 1}\n")
+    assert fails(path, None).startswith(f"{path}: 'stages': ")
+
+
+def test_files_that_cannot_be_extended(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("extends: second.yaml\nname: one\n")
+    second.write_text("extends: ./first.yaml\n")
+    chain = " -> ".join(str(file.resolve()) for file in (first, second, first))
+    assert fails(first, None) == f"{first.resolve()}: extends itself: {chain}"
+    assert "extends itself" in fails(first, "extends: first.yaml\nname: one")
+    gone = fails(first, "extends: gone.yaml\nname: one")
+    assert gone == f"{tmp_path / 'gone.yaml'}: no such config file"
+    assert "'extends' is not the path of one file" in fails(first, "extends: [second.yaml]")
+    second.write_text("- 1")
+    assert fails(first, "extends: second.yaml") == f"{second}: holds no mapping of keys to values"
+    assert "unknown key 'extends'" in fails(first, "name: one", "extends=second.yaml")
+
+
 def test_set_overrides(path: Path) -> None:
     config = load_config(
         path, Outer, ["inner.rank=4", "stages.second.rank=2", "names=[a, b]", "folder=null", "name=x=y"]

@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from genrecal.demo.pair import train_tokenizer
 
-END = "</s>"
+END = "<|im_end|>"  # as in the tiny models' chat templates
 PROSE = ("the cat sat on the mat, and the cart was 12 miles off.", "it's a naïve café", "one\n\ntwo\n  three")
 WORLD = ("🙂🙂 the 👩‍👩‍👧 sat", "鲁棒性测试。日本語のテキスト", "the the the  the", "é à ñ e\u0301 a\u0300")
 BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
 
 
 def byte_level(corpus: Sequence[str], *, entries: int, compose: bool = False) -> PreTrainedTokenizerFast:
-    """The demo's own kind, byte-level BPE over words; with `compose` Qwen2's, which joins accents to letters."""
+    """The demo's own kind, byte-level BPE over words; with `compose` as Qwen2's, which normalises to NFC."""
     tokenizer = train_tokenizer(corpus, (END,), entries)
     if compose:
         tokenizer.normalizer = normalizers.NFC()

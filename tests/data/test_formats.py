@@ -214,6 +214,33 @@ def test_recognised_from_what_is_there(name: str, kind: str, tmp_path: Path) -> 
         assert [sample.id for sample in read(shards / f"*1*{one.suffix}")] == ["s2", "s3"]
 
 
+def named_in_error(image: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        open_image(image)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_damaged_image_is_named_wherever_it_lies(tmp_path: Path) -> None:
+    for name in ("tars", "parquet"):
+        (tmp_path / name).mkdir()
+    mixture = read(tars(tmp_path / "tars"))
+    image = mixture[0].images[0]
+    assert str(image) == f"{tmp_path}/tars/shards/a-000.tar/s0.0.png"
+    shard = tmp_path / "tars/shards/a-000.tar"
+    content = bytearray(shard.read_bytes())
+    content[image.offset + image.size // 2] ^= 255
+    shard.write_bytes(content)
+    assert named_in_error(image).startswith(f"{image}: cannot be decoded")
+    shard.unlink()
+    assert named_in_error(image) == f"{image}: no such image"
+    folder = parquet(tmp_path / "parquet")
+    one = next(folder.iterdir())
+    one.write_bytes(one.read_bytes().replace(png(0, 0)[20:60], b"x" * 40))
+    image = read(folder)[0].images[0]
+    assert named_in_error(image).startswith(f"{folder / 'train-00000-of-00002.parquet'} row 0 image 0: ")
+
+
 def test_lines_under_the_ending_of_a_list(tmp_path: Path) -> None:
     lines(tmp_path).rename(tmp_path / "d.json")
     assert len(read(tmp_path / "d.json")) == 4

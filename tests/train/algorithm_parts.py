@@ -12,6 +12,7 @@ from genrecal.data.llava import read_llava
 from genrecal.data.pair import PairedSample, PairReader
 from genrecal.models.processors import load_model, load_processor
 from genrecal.models.recalibrator import Recalibrator, RecalibratorConfig
+from genrecal.models.vlm import text_body
 from genrecal.train.objective import Objective
 from genrecal.train.recalibrated import Source
 from tests.tiny import TinyData, TinyPair
@@ -83,7 +84,7 @@ def make_parts(pair: TinyPair, data: TinyData) -> Parts:
     enliven(teacher, 2)
     recalibrator = Recalibrator(
         RecalibratorConfig(),
-        student_body=student.get_decoder(),
+        student_body=text_body(student),
         teacher_width=teacher.config.get_text_config().hidden_size,
     )
     enliven(recalibrator, 3)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.kin import Kin, write_kin
 from tests.tiny import TinyData, TinyPair
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,12 @@ def folder_hash(folder: Path, *, without: str | None = None) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != without):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def kin(tmp_path_factory: pytest.TempPathFactory) -> Kin:
+    """Folders of students that are related to the tiny teacher; tests only read them."""
+    return write_kin(tmp_path_factory.mktemp("kin"))
 
 
 WriteConfig = Callable[..., Path]

@@ -103,8 +103,8 @@ def qwen2_vl_positions(ids: list[int], grids: Tensor | None, config: Any) -> Ten
     return torch.tensor(rows)
 
 
-def vlm_body(model64: Any, sides: Sides) -> Tensor:
-    """[z_q, z_a] = VLM-body([q, a]): what the head reads, [N, D]."""
+def embedded(model64: Any, sides: Sides) -> tuple[Tensor, Tensor]:
+    """What the body's first layer takes, [N, D]: words and projected images; and the positions, [N, 3]."""
     ids = sides.question + sides.answer
     config = model64.config
     x_ND = model64.get_input_embeddings().weight[torch.tensor(ids)]
@@ -119,8 +119,20 @@ def vlm_body(model64: Any, sides: Sides) -> Tensor:
             images = model64.get_image_features(pixels).flatten(0, 1)
         places = torch.tensor([number for number, one in enumerate(ids) if one == config.image_token_id])
         x_ND = x_ND.index_copy(0, places, images.to(x_ND.dtype))
+    return x_ND, positions_N3
+
+
+def residual(model64: Any, sides: Sides, blocks: int) -> Tensor:
+    """The residual stream after so many blocks of the body, without a norm, [N, D]."""
+    x_ND, positions_N3 = embedded(model64, sides)
     text = model64.get_decoder()
-    return rms_norm(decoder_blocks(text.layers, x_ND, positions_N3, text.config), text.norm)
+    return decoder_blocks(text.layers[:blocks], x_ND, positions_N3, text.config)
+
+
+def vlm_body(model64: Any, sides: Sides) -> Tensor:
+    """[z_q, z_a] = VLM-body([q, a]): what the head reads, [N, D]."""
+    text = model64.get_decoder()
+    return rms_norm(residual(model64, sides, len(text.layers)), text.norm)
 
 
 def head(model64: Any, z_ND: Tensor) -> Tensor:
@@ -128,11 +140,13 @@ def head(model64: Any, z_ND: Tensor) -> Tensor:
 
 
 def recalibrate(recalibrator: Any, sequence_ND: Tensor) -> Tensor:
-    """rec_body -> rec_proj_post -> LayerNorm over a sequence that has passed rec_proj_pre where it must."""
+    """rec_body -> rec_proj_post -> norm over a sequence that has passed rec_proj_pre where it must."""
     config = recalibrator.rec_body.config
     hidden_ND = decoder_blocks(recalibrator.rec_body.layers, sequence_ND, line(len(sequence_ND)), config)
     out = linear(hidden_ND, recalibrator.rec_proj_post)
     norm = recalibrator.norm
+    if isinstance(norm, torch.nn.RMSNorm):
+        return norm.weight.double() * out / torch.sqrt((out**2).mean(1, keepdim=True) + norm.eps)
     mean = out.mean(1, keepdim=True)
     spread = torch.sqrt(((out - mean) ** 2).mean(1, keepdim=True) + norm.eps)
     return norm.weight.double() * (out - mean) / spread + norm.bias.double()

@@ -203,9 +203,7 @@ def test_the_student_loads_with_plain_transformers(
 
 
 def _student_sample(folder: Path, data: TinyData) -> dict[str, Any]:
-    reader = PairReader(
-        tuple(read_llava(data.path)), student=load_processor(folder), max_tokens=512
-    )
+    reader = PairReader(tuple(read_llava(data.path)), student=load_processor(folder), max_tokens=512)
     tokens = reader[0].student
     return {"input_ids": torch.cat([tokens.question_ids, tokens.answer_ids])[None], **tokens.vision}
 

@@ -1,0 +1,110 @@
+"""The tables, made of the cells' files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.answers import GROUPS
+from benchmarks.cells import QUESTIONS
+from benchmarks.compare import SETS, Row, difference, differs, mean_and_spread, read_row
+from benchmarks.settings import Plan
+from genrecal.core.errors import ConfigError
+from genrecal.core.files import read_json, write_text
+
+HEADINGS = {"mmb": "MMB", "mmmu": "MMMU", "mmvet": "MM-Vet q."}
+NONE = "-"
+
+
+def suite_table(plan: Plan, suite: str, results: Path) -> str:
+    """A suite as Markdown: every row that has a cell, and what is missing."""
+    chosen = plan.suites[suite]
+    rows = {name: read_row(results, name) for name in chosen.rows}
+    there = {name: row for name, row in rows.items() if row.cells}
+    missing = [name for name in rows if name not in there]
+    if not there:
+        return f"{chosen.title}: not run yet.\n"
+    groups = _columns(results)
+    base = _title(plan, chosen.against[0])
+    head = ["", *HEADINGS.values(), "mean", f"against {base}", *GROUPS, "updates", "CPU s", "seeds"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for name, row in there.items():
+        against = there.get(plan.against(suite, name))
+        lines.append(_line(_cells(plan, chosen.against[0], row, against, groups)))
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(
+    plan: Plan, first: str, row: Row, against: Row | None, groups: Mapping[str, np.ndarray]
+) -> list[str]:
+    title = _title(plan, row.name)
+    setting = row.name.partition("/")[0]
+    if setting != first.partition("/")[0]:
+        title += f" ({setting})"
+    found = ["", "", ""]
+    if against is not None and against.name != row.name and (_common(row, against)):
+        whole = difference(row, against)
+        parts = [difference(row, against, groups[name]) for name in GROUPS]
+        found = [_difference(one.mean, one.interval.low, one.interval.high) for one in (whole, *parts)]
+        if differs(whole):
+            title, found[0] = f"**{title}**", f"**{found[0]}**"
+    last = row.cells[row.seeds[0]]
+    seconds = [cell["seconds"]["training_cpu"] for cell in row.cells.values()]
+    return [
+        title,
+        *(_mean(row, (name,)) for name in SETS),
+        _mean(row, SETS),
+        *found,
+        str(last["student_updates"]),
+        f"{np.mean(seconds):.0f}" if last["stages"] else "0",
+        str(len(row.seeds)) if last["stages"] else NONE,
+    ]
+
+
+def _common(one: Row, other: Row) -> bool:
+    untrained = any(not next(iter(row.cells.values()))["stages"] for row in (one, other))
+    return untrained or bool(set(one.seeds) & set(other.seeds))
+
+
+def _mean(row: Row, sets: tuple[str, ...]) -> str:
+    mean, spread = mean_and_spread(row, sets)
+    return f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+
+def _difference(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _columns(results: Path) -> dict[str, np.ndarray]:
+    """Bool, [questions], for each kind of reply."""
+    groups = read_json(results / QUESTIONS)["groups"]
+    digits = "".join(groups[name] for name in SETS)
+    return {name: np.array([digit == str(place) for digit in digits]) for place, name in enumerate(GROUPS)}
+
+
+def _title(plan: Plan, row: str) -> str:
+    return plan.variants[row.partition("/")[2]].title
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def put_between_markers(document: Path, tables: Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- table: NAME -->` and `<!-- end -->` by the table of that suite.
+
+    Raises:
+        ConfigError: the document has no such markers.
+    """
+    text = document.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        before, found, rest = text.partition(f"<!-- table: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not (found and end):
+            raise ConfigError(f"has no place for the table '{name}'", where=document)
+        text = f"{before}{found}\n{table}\n{end}{after}"
+    write_text(document, text)

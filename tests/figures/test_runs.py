@@ -1,0 +1,144 @@
+"""What runs are called, which of them are seeds of each other, and where their scores are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genrecal.core.errors import BenchError, ConfigError
+from genrecal.figures.runs import Missing, first_seeds, metrics, names, open_runs, read_points, side_by_side
+from tests.figures.sample_runs import write_bench, write_run
+
+SCORES = {"mmb": 0.6, "mmmu": 0.4}
+
+
+def plain(folder: Path, **settings: object) -> Path:
+    return write_run(folder, metrics=False, features=False, points=False, **settings)  # type: ignore[arg-type]
+
+
+def test_names_hold_what_differs(tmp_path: Path) -> None:
+    runs = open_runs(
+        [
+            plain(tmp_path / "a"),
+            plain(tmp_path / "b", teacher="Qwen2-VL-72B"),
+            plain(tmp_path / "c", teacher="Qwen2-VL-72B", excluded=("knowledge", "chart_document")),
+        ]
+    )
+    assert [run.name() for run in runs] == [
+        "InternVL2_5-78B, all data",
+        "Qwen2-VL-72B, all data",
+        "Qwen2-VL-72B, without knowledge and chart & document",
+    ]
+    assert list(names(runs[1:]).values()) == ["all data", "without knowledge and chart & document"]
+    assert names(runs, without=("data",))[tmp_path / "a"] == "InternVL2_5-78B"
+
+
+def test_a_method_without_a_teacher_names_none(tmp_path: Path) -> None:
+    runs = open_runs([plain(tmp_path / "a"), plain(tmp_path / "b", method="sft")])
+    assert [run.name() for run in runs] == ["genrecal", "sft"]
+    assert [run.name() for run in open_runs([tmp_path / "b"])] == ["sft"]
+
+
+def test_several_teachers_are_named_together(tmp_path: Path) -> None:
+    several = {"teacher": None, "teachers": [{"path": "m/A"}, {"path": "m/B", "weight": 2.0}]}
+    (run,) = open_runs([plain(tmp_path / "a", settings=several)])
+    assert run.parts["teacher"] == "A + B"
+
+
+def test_runs_that_differ_in_their_seed_share_a_name(tmp_path: Path) -> None:
+    folders = [
+        plain(tmp_path / f"{method}-{seed}", method=method, seed=seed)
+        for method in ("genrecal", "sft")
+        for seed in (0, 1)
+    ]
+    runs = open_runs(folders)
+    assert [run.name() for run in runs] == ["genrecal", "genrecal", "sft", "sft"]
+    assert [run.title for run in runs][:2] == ["genrecal, seed 0", "genrecal, seed 1"]
+    assert [run.folder for run in first_seeds(runs)] == [folders[0], folders[2]]
+    ordered, columns = side_by_side(runs)
+    assert [run.title for run in ordered] == [
+        "genrecal, seed 0",
+        "sft, seed 0",
+        "genrecal, seed 1",
+        "sft, seed 1",
+    ]
+    assert columns == 2
+    assert side_by_side(runs[:3])[1] is None
+
+
+def test_another_setting_joins_the_name_and_machines_do_not(tmp_path: Path) -> None:
+    def settings(answer_input: str, ranks: int) -> dict[str, object]:
+        return {"recalibrator": {"answer_input": answer_input}, "engine": {"ranks": ranks}}
+
+    runs = open_runs(
+        [
+            plain(tmp_path / "a", settings=settings("features", 1)),
+            plain(tmp_path / "b", settings=settings("aligned", 8)),
+        ]
+    )
+    assert [run.name() for run in runs] == ["answer_input=features", "answer_input=aligned"]
+
+
+def test_the_same_run_twice_is_told_apart_by_its_folder(tmp_path: Path) -> None:
+    runs = open_runs([plain(tmp_path / "a"), plain(tmp_path / "b"), tmp_path / "a"])
+    assert [run.name() for run in runs] == ["a", "b"]
+
+
+def test_scores_before_and_after(tmp_path: Path) -> None:
+    run = plain(tmp_path / "run", student=tmp_path / "m" / "tiny", after=SCORES)
+    (found,) = open_runs([run])
+    assert found.before is None and found.after is not None
+    assert found.after.results["mmb"].score.score == 0.6
+    # A bench that was put elsewhere.
+    elsewhere = write_bench(tmp_path / "elsewhere", SCORES, subject="renamed")
+    (found,) = open_runs([run], [elsewhere])
+    assert found.before is not None and found.before.name == "renamed"
+    # Where `genrecal bench` leaves it.
+    write_bench(tmp_path / "m" / "tiny-bench", {"mmb": 0.1}, subject=str(tmp_path / "m" / "tiny"))
+    (found,) = open_runs([run])
+    assert found.before is not None and found.before.results["mmb"].score.score == 0.1
+
+
+def test_each_student_gets_its_own_baseline(tmp_path: Path) -> None:
+    folders = [plain(tmp_path / name, student=tmp_path / "m" / name) for name in ("small", "smaller")]
+    benches = [
+        write_bench(tmp_path / f"b-{name}", {"mmb": score}, subject=f"m/{name}")
+        for name, score in (("smaller", 0.2), ("small", 0.3))
+    ]
+    runs = open_runs(folders, benches)
+    assert [run.before.results["mmb"].score.score for run in runs if run.before] == [0.3, 0.2]
+    # One baseline of another student is nobody's, where there are several students.
+    assert [run.before for run in open_runs(folders, [write_bench(tmp_path / "x", SCORES, subject="x")])] == [
+        None,
+        None,
+    ]
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no run: it has no config\.yaml"):
+        open_runs([tmp_path])
+    (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        open_runs([tmp_path])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": "genrecal"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not the config of a run"):
+        open_runs([tmp_path])
+    run = plain(tmp_path / "run", after=SCORES)
+    (run / "student-bench" / "bench.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BenchError, match="is no bench report"):
+        open_runs([run])
+
+
+def test_lines_that_are_being_written_are_left_out(tmp_path: Path) -> None:
+    (run,) = open_runs([write_run(tmp_path / "run", points=False)])
+    count = len(metrics(run))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"stage": "finet')
+    assert len(metrics(run)) == count
+    with pytest.raises(Missing, match=r"has no points\.json.*evaluate"):
+        read_points(run)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(Missing, match=r"has no metrics\.jsonl"):
+        metrics(run)
