@@ -115,7 +115,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _load(source: Source, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
     kind = settings.get("tokenizer_class")
-    if kind == "InternLM2Tokenizer":
+    if kind in ("InternLM2Tokenizer", "InternLM2TokenizerFast"):
         named = {key: settings[key] for key in INTERNLM2_KEYS if settings.get(key) is not None}
         return PreTrainedTokenizerFast(
             tokenizer_object=read_internlm2(source.folder / "tokenizer.model", settings), **named

@@ -28,6 +28,8 @@ from genrecal.core.images import open_image
 from genrecal.core.manifest import NAME, verify_manifest, write_manifest
 from genrecal.core.types import Sample, Turn
 from genrecal.data.inputs import answer_form, encode_prompt, join_vision
+from genrecal.data.mixture import Mixture
+from genrecal.data.order import Part
 from genrecal.data.pair import chat_messages
 from genrecal.models.families import family_of
 from genrecal.models.processors import load_model, load_processor
@@ -77,8 +79,18 @@ class Labels:
 class Relabelled(Sequence[Sample]):
     """`samples` with the teacher's answers where it has one."""
 
-    def __init__(self, samples: Sequence[Sample], labels: Labels) -> None:
+    def __init__(self, samples: Mixture, labels: Labels) -> None:
         self.samples, self.labels = samples, labels
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """As of the mixture: which sample comes when does not depend on who answered."""
+        return self.samples.parts
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """As of the mixture, whose own answers they count."""
+        return self.samples.lengths
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -28,12 +28,10 @@ from genrecal.core.console import console, progress
 from genrecal.core.errors import GenrecalError, TrainError
 from genrecal.core.files import write_text
 from genrecal.data.batch import PairedBatch, collate
-from genrecal.data.mixture import Mixture
 from genrecal.data.order import step_indices
 from genrecal.data.pair import PairedSample, PairReader
 from genrecal.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genrecal.train.engine import DTYPES, device, sum_over_ranks
-from genrecal.train.labels import Relabelled
 from genrecal.train.objective import Objective, term_name, term_of
 from genrecal.train.reading import ReadingProbe, reading_metrics
 from genrecal.train.settings import RunConfig
@@ -183,19 +181,23 @@ def _counts(objective: Objective, batches: list[PairedBatch]) -> dict[str, float
 def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
     """The micro-batches of this rank, in order, from step `first` on."""
     samples = run.reader.samples
-    mixture = samples.samples if isinstance(samples, Relabelled) else samples
+    window = run.config.data.buckets
+    lengths = samples.lengths if window else None
     # A generator: a stage of the paper has millions of micro-batches.
     rows = (
         row
         for step in range(first, run.steps)
         for row in step_indices(
-            samples=mixture.parts if isinstance(mixture, Mixture) else len(mixture),
+            samples=samples.parts,
             seed=run.config.seed,
             step=step,
             rank=dist.get_rank(),
             ranks=dist.get_world_size(),
             micro_batch=run.settings.micro_batch,
             accumulation=run.settings.accumulation,
+            window=window,
+            steps=run.steps,
+            lengths=lengths,
         )
     )
     reader = run.reader

@@ -83,7 +83,7 @@ def check_run(config: RunConfig) -> None:
     )
     require_served(config, processor, teachers)
     require_limits(config.data, (processor, *teachers))
-    samples = read_mixture(config.data.sources, cache=config.output.parent / DATA_CACHE)
+    samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
 
@@ -105,7 +105,7 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
             for leftover in folder.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         write_text(config.output / CONFIG, dump_config(config))
-    samples = read_mixture(config.data.sources, cache=config.output.parent / DATA_CACHE)
+    samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
     labels = teacher_labels(config, samples) if config.learned_labels == "teacher" else None
     student_folder, recalibrator_folder = config.student, None
     for number, name in enumerate(METHODS[config.method].stages, start=1):

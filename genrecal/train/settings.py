@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from genrecal.core.config import Config
 from genrecal.core.types import DOMAINS
-from genrecal.data.mixture import SourceConfig
+from genrecal.data.source import MixtureConfig
 from genrecal.models.lora import LoraConfig
 from genrecal.models.recalibrator import RecalibratorConfig
 from genrecal.train.stages import IMAGE_LOSSES, LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
@@ -27,11 +27,9 @@ class TeacherConfig(Config):
     """Domains of the samples that it teaches; default: all."""
 
 
-class DataConfig(Config):
+class DataConfig(MixtureConfig):
     """What the run trains on."""
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    """Files of conversations; all are mixed."""
     max_tokens: int = Field(default=4096, ge=8)
     """Longest sample in tokens, question and answer together, in either vocabulary."""
     workers: int = Field(default=0, ge=0)

@@ -11,7 +11,7 @@ import torch
 
 from genrecal.core.errors import ConfigError, GenrecalError
 from genrecal.data.vocabulary import shared_ids
-from genrecal.models.processors import load_processor
+from genrecal.models.processors import load_model, load_processor
 from genrecal.train.launch import distill
 from genrecal.train.pairing import comparison_settings, pair_table
 from genrecal.train.run import check_run
@@ -103,8 +103,6 @@ def test_a_refused_run_starts_no_rank_and_leaves_nothing(run_config: Any) -> Non
 
 
 def test_the_fixtures_weights_cannot_be_read(folders: dict[str, Path]) -> None:
-    from genrecal.models.processors import load_model
-
     for folder in folders.values():
         with pytest.raises(GenrecalError, match="its model cannot be loaded"):
             load_model(folder)

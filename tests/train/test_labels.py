@@ -1,0 +1,222 @@
+"""The teacher's answers as labels: greedy, kept through a kill, looked up by what is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from genrecal.core.errors import DataError, GenrecalError
+from genrecal.core.images import open_image
+from genrecal.core.types import Sample, Turn
+from genrecal.data.inputs import encode_prompt
+from genrecal.data.llava import read_llava
+from genrecal.data.pair import chat_messages
+from genrecal.models.processors import load_model, load_processor
+from genrecal.train.labels import Labels, Relabelled, label_key, teacher_labels
+from genrecal.train.settings import RunConfig
+from tests.tiny import TinyData, TinyPair
+
+LENGTH = 6
+JOURNAL = "labels-journal/rank-0.jsonl"
+TABLE = ("keys.npy", "offsets.npy", "answers.bin")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_data: TinyData) -> tuple[Sample, ...]:
+    """Twelve, with no, one and two images, and questions of different lengths."""
+    return tuple(read_llava(tiny_data.path))[:12]
+
+
+def config(
+    output: Path, pair: TinyPair, *, teachers: list[dict[str, Any]] | None = None, batch: int = 5
+) -> RunConfig:
+    named = {"teachers": teachers} if teachers else {"teacher": pair.teacher}
+    output.mkdir(parents=True, exist_ok=True)
+    return RunConfig.model_validate(
+        {
+            "method": "genrecal" if teachers else "seqkd",
+            "labels": "teacher",
+            "student": pair.student,
+            "output": output,
+            "data": {"sources": [{"path": "unread.json"}]},
+            "relabel": {"batch": batch, "max_new_tokens": LENGTH},
+            "engine": {"zero_stage": 0, "precision": "fp32"},
+        }
+        | named
+    )
+
+
+@torch.no_grad()
+def greedy(folder: Path, sample: Sample) -> str:
+    """Without padding, cache or `generate`: the likeliest token, LENGTH times or until the turn ends."""
+    model, processor = load_model(folder), load_processor(folder)
+    prompt = encode_prompt(processor, chat_messages(sample), [open_image(image) for image in sample.images])
+    ids = prompt.ids
+    for _ in range(LENGTH):
+        logits = model(input_ids=ids[None], use_cache=False, **prompt.vision).logits
+        ids = torch.cat([ids, logits[0, -1].argmax()[None]])
+        if ids[-1] == processor.tokenizer.eos_token_id:
+            break
+    return processor.tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True).strip()
+
+
+@pytest.fixture(scope="module")
+def written(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run folder with the teacher's labels."""
+    folder = tmp_path_factory.mktemp("written")
+    teacher_labels(config(folder, tiny_pair), samples)
+    return folder
+
+
+def table(run: Path) -> list[bytes]:
+    return [(run / "labels" / name).read_bytes() for name in TABLE]
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_labels_are_the_greedy_answers_one_by_one(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path, side: str
+) -> None:
+    """Padding on the left moves none of them, in a family with plain positions and in one with three."""
+    pair = TinyPair(teacher=getattr(tiny_pair, side), student=tiny_pair.student)
+    labels = teacher_labels(config(tmp_path / "run", pair, batch=12), samples)
+    answers = [labels.answer(sample) for sample in samples]
+    assert answers == [greedy(pair.teacher, sample) for sample in samples]
+    assert len(set(answers)) > 3 and all(answers)
+
+
+def test_batches_change_nothing(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], written: Path, tmp_path: Path
+) -> None:
+    teacher_labels(config(tmp_path, tiny_pair, batch=1), samples)
+    assert table(tmp_path) == table(written)
+
+
+def test_finished_labels_are_not_made_again(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], written: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
+    labels = teacher_labels(config(written, tiny_pair), samples)
+    assert len(labels) == len({label_key(sample) for sample in samples})
+    assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.62, 1.0])
+@pytest.mark.parametrize("cut", [0, 1, 9])
+def test_a_killed_run_goes_on_behind_its_journal(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], written: Path, tmp_path: Path, kept: float, cut: int
+) -> None:
+    """The journal ends within a line, or right before a line's newline: nothing is lost, nothing asked twice."""
+    lines = (written / JOURNAL).read_text().splitlines(keepends=True)
+    whole = "".join(lines[: round(kept * len(lines))])
+    path = tmp_path / JOURNAL
+    path.parent.mkdir()
+    path.write_text(whole[: len(whole) - cut])
+    before = whole[: len(whole) - cut].splitlines()
+    teacher_labels(config(tmp_path, tiny_pair), samples)
+    assert table(tmp_path) == table(written)
+    after = path.read_text().splitlines()
+    assert after[: len(before)] == before
+    complete = [row for row in map(read, after) if row]
+    assert len(complete) == len(lines) and len({row["key"] for row in complete}) == len(lines)
+
+
+def read(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def test_what_stands_in_the_journal_is_not_asked_again(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / JOURNAL
+    path.parent.mkdir()
+    path.write_text(json.dumps({"key": label_key(samples[3]), "answer": "from before ✓"}) + "\n")
+    labels = teacher_labels(config(tmp_path, tiny_pair), samples)
+    assert labels.answer(samples[3]) == "from before ✓"
+    assert labels.answer(samples[2]) != "from before ✓"
+
+
+def test_an_empty_answer_keeps_the_given_one(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / JOURNAL
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps({"key": label_key(one), "answer": ""}) + "\n" for one in samples[:2]))
+    labels = teacher_labels(config(tmp_path, tiny_pair), samples)
+    relabelled = Relabelled(samples, labels)
+    assert len(relabelled) == len(samples)
+    for index, sample in enumerate(samples):
+        found = relabelled[index]
+        if index < 2:
+            assert found == sample and labels.answer(sample) == ""
+        else:
+            assert found.answer == labels.answer(sample) != sample.answer
+            assert replace(found, turns=sample.turns) == sample and found.turns[:-1] == sample.turns[:-1]
+
+
+def test_nothing_but_empty_answers_is_a_table_too(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / JOURNAL
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps({"key": label_key(one), "answer": ""}) + "\n" for one in samples))
+    relabelled = Relabelled(samples, teacher_labels(config(tmp_path, tiny_pair), samples))
+    assert [relabelled[index] for index in range(len(samples))] == list(samples)
+
+
+def test_a_label_belongs_to_what_is_asked(samples: tuple[Sample, ...], written: Path) -> None:
+    labels = Labels(written / "labels")
+    several = next(sample for sample in samples if len(sample.turns) > 2)
+    # Another given answer, another id, another order: the same question.
+    other = replace(several, id="other", turns=(*several.turns[:-1], Turn(role="assistant", text="else")))
+    assert labels.answer(other) == labels.answer(several)
+    # Another image or another turn before it: another question, which was never asked.
+    earlier = replace(several, turns=(replace(several.turns[0], text="?"), *several.turns[1:]))
+    pictured = replace(next(sample for sample in samples if sample.images), images=(Path("elsewhere.png"),))
+    assert len({label_key(one) for one in (several, earlier, pictured)}) == 3
+    for unknown in (earlier, pictured):
+        with pytest.raises(DataError, match="has no label for sample .* delete this folder"):
+            labels.answer(unknown)
+
+
+def test_damaged_labels_are_refused(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], written: Path, tmp_path: Path
+) -> None:
+    teacher_labels(config(tmp_path, tiny_pair), samples)
+    text = tmp_path / "labels" / "answers.bin"
+    text.write_bytes(b"x" + text.read_bytes()[1:])
+    with pytest.raises(GenrecalError, match=r"answers\.bin"):
+        Labels(tmp_path / "labels")
+
+
+def test_the_first_teacher_that_teaches_a_domain_answers(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    teachers = [
+        {"path": tiny_pair.teacher, "domains": ["knowledge"]},
+        {"path": tiny_pair.student, "domains": ["knowledge", "science_math"]},
+    ]
+    labels = teacher_labels(config(tmp_path, tiny_pair, teachers=teachers), samples)
+    by_domain = {"knowledge": tiny_pair.teacher, "science_math": tiny_pair.student}
+    assert {sample.domain for sample in samples} > set(by_domain)
+    for sample in samples:
+        folder = by_domain.get(sample.domain)
+        assert labels.answer(sample) == (greedy(folder, sample) if folder else "")
