@@ -54,9 +54,7 @@ TABLES: dict[str, set[Run]] = {
     | {run for method in COMPARED for run in pairs(QWEN2_VL[:1], BEST, method=method, answer_only=True)},
     # Every smaller student of the InternVL2.5 series below every teacher whose size the text names.
     "Figure 5": {
-        run
-        for place, teacher in enumerate((BEST, *INTERNVL[:3]))
-        for run in pairs(INTERNVL[place:], teacher)
+        run for place, teacher in enumerate((BEST, *INTERNVL[:3])) for run in pairs(INTERNVL[place:], teacher)
     },
     "Figure 10": pairs(INTERNVL[:1], BEST)
     | {

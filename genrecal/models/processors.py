@@ -26,6 +26,7 @@ from genrecal.models.families import FAMILIES
 from genrecal.models.image_limits import limit_pixels, limit_tiles
 from genrecal.models.nvlm import register_nvlm
 from genrecal.models.nvlm_processor import NvlmProcessor
+from genrecal.models.remote_code import RemoteCode, check_remote_code
 
 
 class SmolVLMProcessor(Idefics3Processor):
@@ -62,7 +63,13 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
-def load_processor(folder: Path, *, max_tiles: int | None = None, max_pixels: int | None = None) -> Any:
+def load_processor(
+    folder: Path,
+    *,
+    max_tiles: int | None = None,
+    max_pixels: int | None = None,
+    code: RemoteCode | None = None,
+) -> Any:
     """The processor of a model folder: the PIL image processor and the fast tokenizer.
 
     Args:
@@ -70,14 +77,16 @@ def load_processor(folder: Path, *, max_tiles: int | None = None, max_pixels: in
         max_tiles: tiles that an image is cut into at the most, in families that cut images; the overview of
             the whole image is not counted. None: as the folder says.
         max_pixels: pixels of an image at the most, in families that read images in their own size.
+        code: whether the folder's own code may run; None: it may not.
 
     Raises:
         ModelError: no processor can be loaded.
         ConfigError: a limit that leaves no image.
     """
     check_model_folder(folder)
+    allowed = check_remote_code(folder, code or RemoteCode()).options
     try:
-        processor = _read_processor(folder)
+        processor = _read_processor(folder, allowed)
     except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
         raise ModelError(f"its processor cannot be loaded ({_one_line(error)})", where=folder) from error
     if max_tiles is not None:
@@ -87,16 +96,14 @@ def load_processor(folder: Path, *, max_tiles: int | None = None, max_pixels: in
     return processor
 
 
-def _read_processor(folder: Path) -> Any:
+def _read_processor(folder: Path, allowed: dict[str, Any]) -> Any:
     # Part by part: AutoProcessor has one `use_fast` for both, and the slow tokenizer that comes with the PIL
     # image processor reads another pre-tokenizer than the one in tokenizer.json, where it can be read at all.
     kind = _processor_class(read_json(folder / "config.json")["model_type"])
     load = {
-        "image_processor": lambda: AutoImageProcessor.from_pretrained(
-            folder, use_fast=False, trust_remote_code=False
-        ),
-        "tokenizer": lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-        "video_processor": lambda: AutoVideoProcessor.from_pretrained(folder, trust_remote_code=False),
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(folder, use_fast=False, **allowed),
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(folder, **allowed),
+        "video_processor": lambda: AutoVideoProcessor.from_pretrained(folder, **allowed),
     }
     settings, _ = kind.get_processor_dict(folder)
     return kind.from_args_and_dict([load[part]() for part in kind.attributes], settings)
@@ -107,12 +114,13 @@ def _processor_class(model_type: str) -> Any:
     return OWN_PROCESSORS[name] if name in OWN_PROCESSORS else getattr(transformers, name)
 
 
-def load_model(folder: Path, **options: Any) -> Any:
-    """The image-text-to-text model of a folder, in evaluation mode."""
+def load_model(folder: Path, *, code: RemoteCode | None = None, **options: Any) -> Any:
+    """The image-text-to-text model of a folder, in evaluation mode; `code` as in `load_processor`."""
     check_model_folder(folder)
+    allowed = check_remote_code(folder, code or RemoteCode()).options
     try:
         with _no_new_embeddings():
-            model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False, **options)
+            model = AutoModelForImageTextToText.from_pretrained(folder, **allowed, **options)
     except Exception as error:  # as above
         raise ModelError(f"its model cannot be loaded ({_one_line(error)})", where=folder) from error
     _restore_frequencies(model)

@@ -22,6 +22,7 @@ from genrecal.core.manifest import NAME, write_manifest
 from genrecal.data.batch import Batch
 from genrecal.models.lora import merge_lora
 from genrecal.models.processors import load_model
+from genrecal.models.remote_code import RemoteCode
 from genrecal.train.checkpoint import writing
 from genrecal.train.engine import gather
 from genrecal.train.setup import StageModels, named, recalibrator_file
@@ -39,6 +40,7 @@ def save_stage(
     student_folder: Path,
     probe: Batch,
     precision: str,
+    code: RemoteCode,
     facts: dict[str, Any],
     features: dict[str, torch.Tensor],
 ) -> None:
@@ -50,6 +52,7 @@ def save_stage(
         student_folder: the student that the stage started from.
         probe: samples for the proof that merging LoRA leaves the logits.
         precision: fp32 or bf16.
+        code: whether the student's own code may run.
         facts: what the manifest says beside the files.
         features: tensors for the figures (features.py); empty where there is no Recalibrator.
     """
@@ -67,7 +70,10 @@ def save_stage(
             if features:
                 save_file(features, temporary / FEATURES_FILE)
             if models.adapter is not None:
-                facts = facts | _save_merged(models, student, temporary, student_folder, probe, precision)
+                base = load_model(student_folder, code=code)
+                facts = facts | _save_merged(
+                    models, student, temporary, base, student_folder, probe, precision
+                )
             elif any(parameter.requires_grad for parameter in objective.student.parameters()):
                 _save_student(objective.student, student, temporary / "student", student_folder)
             write_manifest(temporary, kind="stage", **facts)
@@ -78,11 +84,12 @@ def _save_merged(
     models: StageModels,
     weights: dict[str, torch.Tensor],
     folder: Path,
+    base: Any,
     student_folder: Path,
     probe: Batch,
     precision: str,
 ) -> dict[str, Any]:
-    """Save the adapter, merge it into a fresh copy of the student, save that; the merge is proven."""
+    """Save the adapter, merge it into `base`, a fresh copy of the student, save that; the merge is proven."""
     assert models.adapter is not None
     adapter = folder / "adapter"
     # PEFT records the path that the base was loaded from, which means nothing on another machine.
@@ -92,7 +99,6 @@ def _save_merged(
         state_dict={f"base_model.model.{name}": tensor for name, tensor in weights.items()},
         save_embedding_layers=False,
     )
-    base = load_model(student_folder)
     merged, difference = merge_lora(
         base, adapter, probe.to(torch.device("cpu"), base.dtype), tolerance=MERGE_TOLERANCE[precision]
     )

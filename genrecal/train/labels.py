@@ -143,10 +143,10 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
     if not int(most):
         return
     limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
-    processor = load_processor(source.path, **limits)
+    processor = load_processor(source.path, **limits, code=config.code(source.path))
     settings = engine_config(config.engine, config.optimizer, StageConfig(micro_batch=batch, accumulation=1))
     with loading_for(settings):
-        model = load_model(source.path, dtype=DTYPES[config.engine.precision])
+        model = load_model(source.path, dtype=DTYPES[config.engine.precision], code=config.code(source.path))
     with (
         generating(model, settings) as teacher,
         (journals / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as journal,

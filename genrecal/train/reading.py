@@ -120,6 +120,13 @@ def reading_metrics(sums: dict[str, float], *, ranks: int, distils: bool) -> dic
     return metrics
 
 
+# By whether the first answer token is read, and later ones.
+READS = {
+    (True, True): "every answer token",
+    (True, False): "the first answer token alone",
+    (False, True): "later answer tokens alone",
+    (False, False): "no answer token",
+}
 # A KL rise below so many nats is noise: a token that another sample's features predict as well reads none.
 READS_NATS = 0.1
 
@@ -128,15 +135,13 @@ READS_NATS = 0.1
 class Verdict:
     """What the last probes of a stage come to."""
 
-    reads: (
-        str  # "every answer token", "the first answer token alone", "later answer tokens alone" or "nothing"
-    )
+    reads: str  # one of READS
     kl_rise_first: float | None  # nats; None where no batch held two samples or no such token
     kl_rise_later: float | None
 
     @property
     def reads_all(self) -> bool:
-        return self.reads == "every answer token"
+        return self.reads == READS[True, True]
 
     def sentence(self) -> str:
         """For the console."""
@@ -163,10 +168,4 @@ def verdict(readings: Sequence[Mapping[str, float | None]]) -> Verdict | None:
     # Where answers lack one part (those of one token have no later ones), the other part speaks for both.
     parts = (first if first is not None else later, later if later is not None else first)
     reads_first, reads_later = (value is not None and value > READS_NATS for value in parts)
-    reads = {
-        (True, True): "every answer token",
-        (True, False): "the first answer token alone",
-        (False, True): "later answer tokens alone",
-        (False, False): "nothing",
-    }[reads_first, reads_later]
-    return Verdict(reads=reads, kl_rise_first=first, kl_rise_later=later)
+    return Verdict(reads=READS[reads_first, reads_later], kl_rise_first=first, kl_rise_later=later)

@@ -36,6 +36,7 @@ from genrecal.data.mixture import Mixture, read_mixture, without_domains
 from genrecal.data.order import Part, step_count
 from genrecal.data.pair import PairReader, SharedTokens
 from genrecal.models.processors import load_processor
+from genrecal.models.remote_code import check_remote_code
 from genrecal.train.artifacts import publish, save_stage
 from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerprint, join_ranks, start
 from genrecal.train.features import recalibrated_features
@@ -78,14 +79,17 @@ def check_run(config: RunConfig) -> None:
         raise ConfigError(
             "is not empty and holds no run", where=config.output, fix="Give another output folder"
         )
-    processor, *teachers = (
-        load_processor(folder) for folder in (config.student, *(source.path for source in config.sources))
-    )
+    processor, *teachers = (load_processor(folder, code=config.code(folder)) for folder in _models(config))
     require_served(config, processor, teachers)
     require_limits(config.data, (processor, *teachers))
     samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
+
+
+def _models(config: RunConfig) -> list[Path]:
+    """The folders of the student and of the teachers."""
+    return [config.student, *(source.path for source in config.sources)]
 
 
 def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
@@ -124,7 +128,12 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
         publish(student_folder, config.output / "student")
         write_student_card(config.output / "student", _provenance(config))
         shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
-        write_manifest(config.output, kind="run", config=config.model_dump(mode="json"))
+        write_manifest(
+            config.output,
+            kind="run",
+            config=config.model_dump(mode="json"),
+            remote_code=[check_remote_code(folder, config.code(folder)).record for folder in _models(config)],
+        )
         console.print(f"student: {config.output / 'student'}")
     dist.barrier()
 
@@ -189,6 +198,7 @@ def _run_stage(
         student_folder=student_folder,
         probe=_probe(reader),
         precision=config.engine.precision,
+        code=config.code(config.student),
         facts=_facts(name, steps, trained, frozen, before) | ({"reading": asdict(found)} if found else {}),
         features=features,
     )
@@ -203,8 +213,12 @@ def _reader(
     limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
     return PairReader(
         samples,
-        student=load_processor(student_folder, **limits),
-        teachers=[load_processor(source.path, **limits) for source in config.sources if stage.reads_teacher],
+        student=load_processor(student_folder, **limits, code=config.code(config.student)),
+        teachers=[
+            load_processor(source.path, **limits, code=config.code(source.path))
+            for source in config.sources
+            if stage.reads_teacher
+        ],
         max_tokens=config.data.max_tokens,
         keep=config.data.keep,
         shared=shared,

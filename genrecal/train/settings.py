@@ -13,6 +13,7 @@ from genrecal.core.types import DOMAINS
 from genrecal.data.source import MixtureConfig
 from genrecal.models.lora import LoraConfig
 from genrecal.models.recalibrator import RecalibratorConfig
+from genrecal.models.remote_code import RemoteCode
 from genrecal.train.stages import IMAGE_LOSSES, LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
 
 
@@ -123,6 +124,8 @@ class RunConfig(Config):
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
+    remote_code: dict[str, RemoteCode] = Field(default_factory=dict)
+    """Checkpoints whose own code may run, by their folder as named above (docs/checkpoints.md)."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     """Settings by stage name (genrecal/train/stages.py): recalibrate, distill, finetune, ..."""
 
@@ -153,6 +156,10 @@ class RunConfig(Config):
     def sources(self) -> tuple[TeacherConfig, ...]:
         """The teachers, however they were named."""
         return (TeacherConfig(path=self.teacher),) if self.teacher else self.teachers
+
+    def code(self, folder: Path) -> RemoteCode:
+        """What the code that a checkpoint brings may do; nothing, unless the config says otherwise."""
+        return self.remote_code.get(str(folder), RemoteCode())
 
     @property
     def learned_labels(self) -> str:

@@ -54,8 +54,12 @@ def build_stage(
     """
     dtype = DTYPES[config.engine.precision]
     with loading_for(engine_settings):
-        student = load_model(student_folder, dtype=dtype)
-        teachers = [load_model(source.path, dtype=dtype) for source in config.sources if stage.reads_teacher]
+        student = load_model(student_folder, dtype=dtype, code=config.code(config.student))
+        teachers = [
+            load_model(source.path, dtype=dtype, code=config.code(source.path))
+            for source in config.sources
+            if stage.reads_teacher
+        ]
     family = family_of(student.config)
     for model in (student, *teachers):
         model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Converted checkpoints train: an NVLM-D teaches an InternVL with InternLM2, all three stages under ZeRO-3."""
+"""Converted checkpoints train: an NVLM-D teaches an InternVL with InternLM2, three stages under ZeRO-3."""
 
 from __future__ import annotations
 

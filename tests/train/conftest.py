@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from genrecal.train.stages import STAGES
 from tests.kin import Kin, write_kin
 from tests.tiny import TinyData, TinyPair
 
@@ -82,11 +83,22 @@ def kin(tmp_path_factory: pytest.TempPathFactory) -> Kin:
 WriteConfig = Callable[..., Path]
 
 
+def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`config` with single settings changed, at any depth; one that is changed to None is left out."""
+    result = config | {
+        key: merged(config[key], value)
+        if isinstance(value, dict) and isinstance(config.get(key), dict)
+        else value
+        for key, value in changes.items()
+    }
+    return {key: value for key, value in result.items() if value is not None}
+
+
 @pytest.fixture(scope="session")
 def write_config(
     tiny_pair: TinyPair, tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory
 ) -> WriteConfig:
-    """Write NAME.yaml for a run in the folder NAME beside it; keywords change single settings."""
+    """Write NAME.yaml for a run in the folder NAME beside it; keywords and `changes` set single settings."""
     root = tmp_path_factory.mktemp("runs")
 
     def write(
@@ -102,6 +114,7 @@ def write_config(
         accumulation: int = 2,
         dropout: float = 0.0,
         precision: str = "fp32",
+        changes: dict[str, Any] | None = None,
     ) -> Path:
         stage = {
             "micro_batch": micro_batch,
@@ -124,13 +137,9 @@ def write_config(
                 "probe_every": 2,
                 "save_every": 2,
             },
-            "stages": {
-                "recalibrate": stage,
-                "distill": {**stage, "epochs": 2.0},
-                "adapt": stage,
-                "finetune": stage,
-            },
+            "stages": {name: stage for name in STAGES} | {"distill": {**stage, "epochs": 2.0}},
         }
+        config = merged(config, changes or {})
         path = root / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path

@@ -97,7 +97,7 @@ def test_labels_are_the_greedy_answers_one_by_one(
     labels = teacher_labels(config(tmp_path / "run", pair, batch=12), samples)
     answers = [labels.answer(sample) for sample in samples]
     assert answers == [greedy(pair.teacher, sample) for sample in samples]
-    assert len(set(answers)) > 3 and all(answers)
+    assert len(set(answers)) > 3
 
 
 def test_batches_change_nothing(
@@ -121,7 +121,7 @@ def test_finished_labels_are_not_made_again(
 def test_a_killed_run_goes_on_behind_its_journal(
     tiny_pair: TinyPair, samples: tuple[Sample, ...], written: Path, tmp_path: Path, kept: float, cut: int
 ) -> None:
-    """The journal ends within a line, or right before a line's newline: nothing is lost, nothing asked twice."""
+    """The journal ends within a line, or right before its newline: nothing is lost, nothing asked again."""
     lines = (written / JOURNAL).read_text().splitlines(keepends=True)
     whole = "".join(lines[: round(kept * len(lines))])
     path = tmp_path / JOURNAL
@@ -132,8 +132,8 @@ def test_a_killed_run_goes_on_behind_its_journal(
     assert table(tmp_path) == table(written)
     after = path.read_text().splitlines()
     assert after[: len(before)] == before
-    complete = [row for row in map(read, after) if row]
-    assert len(complete) == len(lines) and len({row["key"] for row in complete}) == len(lines)
+    done, new = ({row["key"] for row in map(read, part) if row} for part in (before, after[len(before) :]))
+    assert not done & new and done | new == {label_key(sample) for sample in samples}
 
 
 def read(line: str) -> dict[str, Any] | None:
@@ -193,7 +193,7 @@ def test_a_label_belongs_to_what_is_asked(samples: tuple[Sample, ...], written: 
     pictured = replace(next(sample for sample in samples if sample.images), images=(Path("elsewhere.png"),))
     assert len({label_key(one) for one in (several, earlier, pictured)}) == 3
     for unknown in (earlier, pictured):
-        with pytest.raises(DataError, match="has no label for sample .* delete this folder"):
+        with pytest.raises(DataError, match=r"has no label for sample .* delete this folder"):
             labels.answer(unknown)
 
 
