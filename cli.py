@@ -42,6 +42,7 @@ EXTRA_OF = {
     "deepspeed": "train",
     "peft": "train",
     "sklearn": "train",
+    "safetensors": "train",
     "optimum": "export",
     "onnx": "export",
     "onnxruntime": "edge",

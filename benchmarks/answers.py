@@ -1,13 +1,15 @@
-"""A student's answers to the three test sets, in batches that are encoded once for all cells.
+"""How good a student is: its answers to the three test sets, and its guesses token by token.
 
     test sets -> queries -> batches of prompts of like length --(greedy)--> replies -> the official scores
+    held-out samples -> right answers, each token guessed from the right ones before it -> right or wrong
 
 The prompts and the rules are those of `bench`; only the batching differs from `genrecal bench`, which opens
-and encodes everything anew for each subject.
+and encodes everything anew for each subject. All batches are encoded once for all cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,19 @@ import torch
 from bench import mmbench, mmmu, mmvet
 from bench.judge import OfflineJudge
 from bench.run import BENCHMARKS, digest
-from bench.types import Query, Score
+from bench.types import Query
+from genrecal.core.types import Sample
+from genrecal.data.batch import Batch, collate_one
+from genrecal.data.pair import PairReader
 from genrecal.demo.datasets import TestSets
 from genrecal.models.processors import load_model, load_processor
+from genrecal.models.vlm import body_features, predicting_features
+from genrecal.train.losses import answer_cross_entropy
 
 BATCH = 64
-# The first words of a reply say the answer, or lead to it: "star", or "Of these options the answer is star."
-GROUPS = ("at once", "led to")
+MAX_TOKENS = 512
+# Of the held-out answers: the token predicted at the question's last position, and the rest with the end.
+TOKENS = ("first", "later")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,57 +42,80 @@ class Encoded:
     inputs: Any  # what the model takes
 
 
-class Examination:
-    """The test sets, and their encodings by model (equal processors share one)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """One kind of model's view of everything that is asked."""
 
-    def __init__(self, sets: TestSets) -> None:
+    processor: Any
+    prompts: list[Encoded]
+    held_out: list[Batch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """What a student earned."""
+
+    scores: dict[str, float]  # set -> official score
+    grades: dict[str, list[float]]  # set, "first", "later" -> 0 to 1 for each question or held-out sample
+    nats: dict[str, float]  # "first", "later" -> mean loss of a held-out token
+
+
+class Examination:
+    """The test sets and the held-out samples, and their encodings by model (equal processors share one)."""
+
+    def __init__(self, sets: TestSets, held_out: Sequence[Sample]) -> None:
         paths = {"mmb": sets.mmb, "mmmu": sets.mmmu, "mmvet": sets.mmvet}
         self.questions: dict[str, Any] = {name: BENCHMARKS[name].load(path) for name, path in paths.items()}
+        self.held_out = held_out
         self.sha256 = {name: digest(of_set) for name, of_set in self.questions.items()}
-        self._encoded: dict[str, tuple[Any, list[Encoded]]] = {}
+        self.sha256["held_out"] = digest([[sample.id, sample.answer] for sample in held_out])
+        self._lessons: dict[str, Lesson] = {}
 
-    def scores(self, folder: Path, *, like: str) -> dict[str, Score]:
-        """Answer every question with the checkpoint in `folder` and score the replies, by set.
+    def marks(self, folder: Path, *, like: str) -> Marks:
+        """Ask the checkpoint in `folder` everything.
 
         Args:
             folder: a checkpoint.
             like: names its processor: checkpoints of the same name are given the same batches.
         """
-        if like not in self._encoded:
-            processor = load_processor(folder)
-            processor.tokenizer.padding_side = "left"
-            self._encoded[like] = (processor, self._encode(processor))
-        processor, batches = self._encoded[like]
+        if like not in self._lessons:
+            self._lessons[like] = self._lesson(folder)
+        lesson = self._lessons[like]
         model = load_model(folder, dtype=torch.float32)
         replies: dict[str, dict[str, str]] = {name: {} for name in self.questions}
-        for batch in batches:
+        for batch in lesson.prompts:
             with torch.inference_mode():
                 ids_BS = model.generate(**batch.inputs, do_sample=False)
-            texts = processor.batch_decode(
+            texts = lesson.processor.batch_decode(
                 ids_BS[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )
             for (name, query), text in zip(batch.names, texts, strict=True):
                 replies[name][query] = text.strip()
-        return {
+        scores = {
             "mmb": mmbench.score(self.questions["mmb"], replies["mmb"]),
             "mmmu": mmmu.score(self.questions["mmmu"], replies["mmmu"]),
             "mmvet": mmvet.score(self.questions["mmvet"], replies["mmvet"], OfflineJudge()),
         }
+        right, nats = _guesses(model, lesson.held_out)
+        return Marks(
+            scores={name: float(score.score or 0.0) for name, score in scores.items()},
+            grades={name: [score.hits[one] for one in sorted(score.hits)] for name, score in scores.items()}
+            | right,
+            nats=nats,
+        )
 
-    def ids(self, scores: dict[str, Score]) -> dict[str, list[str]]:
-        """The questions of each set, in the order in which their grades are written down."""
-        return {name: sorted(score.hits) for name, score in scores.items()}
+    def _lesson(self, folder: Path) -> Lesson:
+        processor = load_processor(folder)
+        reader = PairReader(self.held_out, student=processor, max_tokens=MAX_TOKENS)
+        rows = [reader[index].student for index in range(len(reader))]
+        held_out = [
+            collate_one(rows[start : start + BATCH], padding=processor.tokenizer.pad_token_id)
+            for start in range(0, len(rows), BATCH)
+        ]
+        processor.tokenizer.padding_side = "left"
+        return Lesson(processor=processor, prompts=self._prompts(processor), held_out=held_out)
 
-    def groups(self, scores: dict[str, Score]) -> dict[str, str]:
-        """For each set a digit for each question, in the order of `ids`: the place in GROUPS."""
-        led_to = {question.id for question in self.questions["mmmu"] if question.options}
-        led_to |= {question.id for question in self.questions["mmvet"]}
-        return {
-            name: "".join(str(int(question in led_to)) for question in questions)
-            for name, questions in self.ids(scores).items()
-        }
-
-    def _encode(self, processor: Any) -> list[Encoded]:
+    def _prompts(self, processor: Any) -> list[Encoded]:
         rows: list[tuple[int, str, Query]] = []
         for name, of_set in self.questions.items():
             for question in of_set:
@@ -107,6 +138,25 @@ class Examination:
             )
             for part in (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
         ]
+
+
+@torch.inference_mode()
+def _guesses(model: Any, batches: Sequence[Batch]) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """For each sample the share of its first and of its later tokens that are guessed; and mean losses."""
+    right: dict[str, list[float]] = {name: [] for name in TOKENS}
+    nats, counts = dict.fromkeys(TOKENS, 0.0), dict.fromkeys(TOKENS, 0)
+    for batch in batches:
+        logits_BAV = model.get_output_embeddings()(predicting_features(body_features(model, batch), batch))
+        ids_BA, mask_BA = batch.answer_ids_BA, batch.answer_mask_BA
+        losses_BA = answer_cross_entropy(logits_BAV.flatten(0, 1), ids_BA.flatten()).view_as(ids_BA)
+        guessed_BA = (logits_BAV.argmax(-1) == ids_BA) & mask_BA
+        first_BA = torch.zeros_like(mask_BA)
+        first_BA[:, 0] = True
+        for name, part_BA in zip(TOKENS, (first_BA, mask_BA & ~first_BA), strict=True):
+            right[name] += (((guessed_BA & part_BA).sum(1)) / part_BA.sum(1)).tolist()
+            nats[name] += float(losses_BA[part_BA].sum())
+            counts[name] += int(part_BA.sum())
+    return right, {name: nats[name] / counts[name] for name in TOKENS}
 
 
 def _content(query: Query) -> list[dict[str, Any]]:

@@ -33,7 +33,6 @@ from genrecal.train.settings import RunConfig
 from genrecal.train.stages import METHODS, STAGES
 
 ROOT = Path(__file__).parents[1]
-QUESTIONS = "questions.json"
 WARMUP_STEPS = 5
 MAX_TOKENS = 512
 # Stages whose updates are not those of the part of the plan that they stand for: LLaVA-KD has three stages of
@@ -208,16 +207,13 @@ def run_cell(
         trained = _train(plan, cell, config, output, shared)
         student = config.output / "student"
     training_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
-    scores = examination.scores(student, like=setting.student)
-    asked = results / QUESTIONS
-    if not asked.is_file():
-        groups = examination.groups(scores)
-        write_json(asked, {"sha256": examination.sha256, "groups": groups})
+    marks = examination.marks(student, like=setting.student)
     record |= {
-        "scores": {name: score.score for name, score in scores.items()},
+        "scores": marks.scores,
+        "nats": marks.nats,
         "grades": {
-            name: " ".join(str(round(100 * scores[name].hits[question])) for question in questions)
-            for name, questions in examination.ids(scores).items()
+            name: " ".join(str(round(100 * grade)) for grade in grades)
+            for name, grades in marks.grades.items()
         },
         "questions_sha256": examination.sha256,
         **trained,

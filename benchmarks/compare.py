@@ -57,13 +57,13 @@ def mean_and_spread(row: Row, sets: Sequence[str] = SETS) -> tuple[float, float 
     return float(means_S.mean()), float(means_S.std(ddof=1)) if len(means_S) > 1 else None
 
 
-def difference(one: Row, other: Row, columns: np.ndarray | None = None, *, seed: int = 0) -> Difference:
+def difference(one: Row, other: Row, sets: Sequence[str] = SETS, *, seed: int = 0) -> Difference:
     """The mean of `one` minus `other` over the seeds that both have, with its 95% interval.
 
     Args:
         one: a row.
         other: another; where it is the untrained student, whose only seed stands for all.
-        columns: bool, [questions]: those that count; None: all.
+        sets: whose questions count, or "first" or "later" for held-out tokens.
         seed: of the bootstrap.
 
     Raises:
@@ -81,9 +81,7 @@ def difference(one: Row, other: Row, columns: np.ndarray | None = None, *, seed:
     }
     if len(asked) > 1:
         raise BenchError(f"{one.name} and {other.name} were asked other questions", where="difference")
-    delta_SQ = _of(one, seeds) - _of(other, seeds)
-    if columns is not None:
-        delta_SQ = delta_SQ[:, columns]
+    delta_SQ = _of(one, seeds, sets) - _of(other, seeds, sets)
     return Difference(mean=float(delta_SQ.mean()), interval=resampled(delta_SQ, seed=seed), n=delta_SQ.size)
 
 
@@ -108,7 +106,7 @@ def _untrained(row: Row) -> bool:
     return all(not record["stages"] for record in row.cells.values())
 
 
-def _of(row: Row, seeds: Sequence[int]) -> np.ndarray:
+def _of(row: Row, seeds: Sequence[int], sets: Sequence[str]) -> np.ndarray:
     if _untrained(row):
-        return np.repeat(row.grades(row.seeds[:1]), len(seeds), axis=0)
-    return row.grades(seeds)
+        return np.repeat(row.grades(row.seeds[:1], sets), len(seeds), axis=0)
+    return row.grades(seeds, sets)

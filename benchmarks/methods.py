@@ -108,6 +108,21 @@ def run(
 
 
 @app.command()
+def flops(output: Output = OUTPUT, results: Results = RESULTS, plan: Plan = None) -> None:
+    """Count the operations of an update of every row."""
+    from benchmarks.flops import count_rows
+    from benchmarks.pairs import as_one_rank
+    from benchmarks.settings import DEFAULTS, load_plan
+    from genrecal.train.engine import join_ranks
+
+    as_one_rank()
+    join_ranks()
+    chosen = load_plan(plan or DEFAULTS)
+    rows = dict.fromkeys(row for suite in chosen.suites.values() for row in suite.rows)
+    count_rows(chosen, list(rows), output, results)
+
+
+@app.command()
 def table(
     suite: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
     results: Results = RESULTS,
@@ -144,9 +159,9 @@ def _start() -> None:
 def _examination(output: Path) -> Examination:
     """The test sets, encoded once in a worker's life."""
     from benchmarks.answers import Examination
-    from benchmarks.pairs import test_sets
+    from benchmarks.pairs import held_out, test_sets
 
-    return Examination(test_sets(output))
+    return Examination(test_sets(output), held_out(output))
 
 
 @lru_cache(maxsize=1)

@@ -14,12 +14,11 @@ import shutil
 from pathlib import Path
 
 from bench.images import set_images
-from bench.run import run_bench
-from bench.subject import open_subject
-from bench.types import SubjectSpec
+from benchmarks.answers import Examination
 from benchmarks.settings import Plan
 from genrecal.core.console import console
 from genrecal.core.files import read_json, write_json
+from genrecal.core.types import Sample
 from genrecal.data.check import check_overlap
 from genrecal.data.llava import read_llava
 from genrecal.data.mixture import training_images
@@ -29,17 +28,24 @@ from genrecal.demo.settings import DemoConfig
 
 # The seed of the pre-training set and of the test sets; distillation sets have the cells' seeds.
 FIXED_SEED = 0
-ANSWER_BATCH = 64
+HELD_OUT_SEED = 7
+HELD_OUT = "held-out"
 
 
 def draw_test_sets(plan: Plan, output: Path) -> None:
-    """Draw the three test sets where they are not there yet, whole or not at all."""
+    """Draw the three test sets and the held-out samples where they are not there yet, whole or not at all."""
     folder = output / "test"
     if not folder.is_dir():
         building = folder.with_name(".test-building")
         shutil.rmtree(building, ignore_errors=True)
         write_test_sets(building, seed=FIXED_SEED, questions=plan.questions)
+        write_training_set(building / HELD_OUT, seed=HELD_OUT_SEED, images=plan.held_out_images, split="test")
         building.rename(folder)
+
+
+def held_out(output: Path) -> list[Sample]:
+    """Fresh questions with right answers, put as the training sets put them."""
+    return list(read_llava(output / "test" / HELD_OUT / "conversations.json"))
 
 
 def test_sets(output: Path) -> TestSets:
@@ -69,7 +75,10 @@ def distill_set(plan: Plan, output: Path, name: str, seed: int) -> Path:
         sets = test_sets(output)
         found = check_overlap(
             training_images(read_llava(path)),
-            (entry for part in (sets.mmb, sets.mmvet, sets.mmmu) for entry in set_images(part)),
+            [
+                *(entry for part in (sets.mmb, sets.mmvet, sets.mmmu) for entry in set_images(part)),
+                *training_images(held_out(output)),
+            ],
         )
         found.require_none(where=str(path))
         write_json(checked, {"training_images": found.training_images, "test_images": found.testing_images})
@@ -86,34 +95,24 @@ def make_model(plan: Plan, output: Path, name: str) -> Path:
     data = first_images(pretrain_set(plan, output), chosen.images)
     # One rank of this very process: whoever calls has set the launcher's variables.
     config = DemoConfig(ranks=1, betas=plan.betas, pretrain_zero_stage=0)
-    made = make_vlm(
-        config,
-        folder,
-        shape=chosen.shape,
-        warm=chosen.warm,
-        pretrain=chosen.pretrain,
-        data=data,
-        seed=chosen.seed,
-    )
+    made = model_folder(output, name)
+    if not made.is_dir():
+        make_vlm(
+            config,
+            folder,
+            shape=chosen.shape,
+            warm=chosen.warm,
+            pretrain=chosen.pretrain,
+            data=data,
+            seed=chosen.seed,
+        )
     if not (folder / "scores.json").is_file():
         draw_test_sets(plan, output)
-        sets = test_sets(output)
-        spec = SubjectSpec(path=made, name=name, batch_size=ANSWER_BATCH)
-        report = run_bench(
-            open_subject(spec),
-            {"mmb": sets.mmb, "mmmu": sets.mmmu, "mmvet": sets.mmvet},
-            folder / "bench",
-            timed_queries=0,
-            quiet=True,
-        )
-        scores = {name: result.score.score for name, result in report.results.items()}
-        write_json(folder / "scores.json", {"seed": chosen.seed, "scores": scores} | warm_score(folder))
-        console.print(f"{name}: {scores}")
+        marks = Examination(test_sets(output), held_out(output)).marks(made, like=name)
+        encoder = read_json(folder / "warmed.json")["accuracy"]
+        write_json(folder / "scores.json", {"scores": marks.scores, "nats": marks.nats, "encoder": encoder})
+        console.print(f"{name}: {marks.scores}")
     return made
-
-
-def warm_score(folder: Path) -> dict[str, float]:
-    return {"encoder": read_json(folder / "warmed.json")["accuracy"]}
 
 
 def as_one_rank() -> None:

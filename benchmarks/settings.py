@@ -111,6 +111,8 @@ class Plan(Config):
 
     questions: int
     """Of each of the three test sets."""
+    held_out_images: int
+    """Of a further set, whose right answers are guessed token by token."""
     pretrain_images: int
     """Of the set that all models were pre-trained on parts of."""
     batch: int

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.answers import GROUPS
-from benchmarks.cells import QUESTIONS
+from benchmarks.answers import TOKENS
 from benchmarks.compare import SETS, Row, difference, differs, mean_and_spread, read_row
 from benchmarks.settings import Plan
 from genrecal.core.errors import ConfigError
-from genrecal.core.files import read_json, write_text
+from genrecal.core.files import write_text
 
 HEADINGS = {"mmb": "MMB", "mmmu": "MMMU", "mmvet": "MM-Vet q."}
 NONE = "-"
@@ -26,21 +25,18 @@ def suite_table(plan: Plan, suite: str, results: Path) -> str:
     missing = [name for name in rows if name not in there]
     if not there:
         return f"{chosen.title}: not run yet.\n"
-    groups = _columns(results)
     base = _title(plan, chosen.against[0])
-    head = ["", *HEADINGS.values(), "mean", f"against {base}", *GROUPS, "updates", "CPU s", "seeds"]
+    head = ["", *HEADINGS.values(), "mean", f"against {base}", *TOKENS, "updates", "CPU s", "seeds"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for name, row in there.items():
         against = there.get(plan.against(suite, name))
-        lines.append(_line(_cells(plan, chosen.against[0], row, against, groups)))
+        lines.append(_line(_cells(plan, chosen.against[0], row, against)))
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
-def _cells(
-    plan: Plan, first: str, row: Row, against: Row | None, groups: Mapping[str, np.ndarray]
-) -> list[str]:
+def _cells(plan: Plan, first: str, row: Row, against: Row | None) -> list[str]:
     title = _title(plan, row.name)
     setting = row.name.partition("/")[0]
     if setting != first.partition("/")[0]:
@@ -48,7 +44,7 @@ def _cells(
     found = ["", "", ""]
     if against is not None and against.name != row.name and (_common(row, against)):
         whole = difference(row, against)
-        parts = [difference(row, against, groups[name]) for name in GROUPS]
+        parts = [difference(row, against, (name,)) for name in TOKENS]
         found = [_difference(one.mean, one.interval.low, one.interval.high) for one in (whole, *parts)]
         if differs(whole):
             title, found[0] = f"**{title}**", f"**{found[0]}**"
@@ -77,13 +73,6 @@ def _mean(row: Row, sets: tuple[str, ...]) -> str:
 
 def _difference(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def _columns(results: Path) -> dict[str, np.ndarray]:
-    """Bool, [questions], for each kind of reply."""
-    groups = read_json(results / QUESTIONS)["groups"]
-    digits = "".join(groups[name] for name in SETS)
-    return {name: np.array([digit == str(place) for digit in digits]) for place, name in enumerate(GROUPS)}
 
 
 def _title(plan: Plan, row: str) -> str:

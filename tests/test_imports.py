@@ -21,6 +21,7 @@ PACKAGES = (
     "genrecal.train",
     "genrecal.export",
     "genrecal.demo",
+    "genrecal.figures",
     "genrecal.models",
     "genrecal.data",
     "genrecal.convert",
@@ -130,6 +131,8 @@ ARROWS = {
     "genrecal.convert": ("genrecal.models",),
     "genrecal.train": ("genrecal.data", "genrecal.models"),
     "genrecal.export": ("genrecal.data", "genrecal.models", "edge"),
+    # What a run and a bench leave on disk, and nothing of how it came there.
+    "genrecal.figures": ("bench.report",),
 }
 
 
@@ -138,6 +141,10 @@ def test_arrows(package: str) -> None:
     allowed = (package, "genrecal.core", *ARROWS[package])
     found = [one for one in package_imports(package) if one.top in OURS]
     assert_none([one for one in found if not one.within(*allowed)])
+
+
+def test_figures_are_drawn_without_torch() -> None:
+    assert_none([one for one in package_imports("genrecal.figures") if one.top in HEAVY])
 
 
 def test_nobody_imports_the_command_line_or_the_demo() -> None:

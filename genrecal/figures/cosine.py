@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import HEAT, entitle, ink_on, panels
 from genrecal.figures.features import HOW, Array, cosines, start_and_end
-from genrecal.figures.runs import Missing, Run, side_by_side
+from genrecal.figures.naming import side_by_side
+from genrecal.figures.runs import Missing, Run
 
 NAMES = ("r_q_student", "r_q_teacher")
 WRITTEN = 12  # up to so many pairs the cells hold their numbers

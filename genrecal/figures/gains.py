@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from bench.report import Report
 from genrecal.figures.canvas import GREY, color_of, entitle, ink_on, legend_below, panels
-from genrecal.figures.runs import NO_TEACHER, Missing, Run, names
+from genrecal.figures.naming import NO_TEACHER, names
+from genrecal.figures.runs import Missing, Run
 from genrecal.figures.scores import Value, benchmarks, pooled, questions, scored, whiskers
 
 BAR_IN = 0.36

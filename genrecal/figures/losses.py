@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import PALETTE, entitle, legend_below, log_axis, panels
-from genrecal.figures.runs import Missing, Run, metrics, side_by_side
+from genrecal.figures.naming import side_by_side
+from genrecal.figures.runs import Missing, Run, metrics
 from genrecal.figures.smooth import WINDOW, rolling_mean
 
 # term of metrics.jsonl -> the paper's name, colour, line

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import HEAT, entitle, ink_on, panels
-from genrecal.figures.runs import NO_TEACHER, Missing, Run
+from genrecal.figures.naming import NO_TEACHER
+from genrecal.figures.runs import Missing, Run
 from genrecal.figures.scores import Value, benchmarks, pooled, questions, scored
 
 BEFORE = "before"

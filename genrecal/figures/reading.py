@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import INK, PALETTE, entitle, legend_below, log_axis, panels
-from genrecal.figures.runs import Missing, Run, first_seeds, metrics
+from genrecal.figures.naming import first_seeds
+from genrecal.figures.runs import Missing, Run, metrics
 
 # key of `reading` -> label, colour, line
 RISES = {
@@ -84,7 +85,7 @@ def caption(data: Reading) -> str:
         " features; near zero, the student is not read. Right: norms of the gradients of CE + KL, and of the"
         " student's own CE, at the student's question features; where those of later tokens are far below the"
         " first's, they teach the student little by this path."
-        f" n = {counts[0]} to {counts[-1]} probed steps a curve; vertical lines: stages."
+        f" n = {_range(counts)} probed steps a curve; vertical lines: stages."
         + (" Of several seeds the first is shown." if data.several_seeds else "")
     )
 
@@ -96,6 +97,10 @@ def table(data: Reading) -> list[dict[str, Any]]:
         for key, curve in series.curves.items()
         for step, value in curve
     ]
+
+
+def _range(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _plot(axes: Any, series: Series, kinds: dict[str, tuple[str, str, str]]) -> None:

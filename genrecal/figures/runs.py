@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,13 @@ import yaml
 from bench.report import Report, read_report
 from genrecal.core.errors import ConfigError, GenrecalError
 from genrecal.core.files import read_json
+from genrecal.figures.naming import name_of, parts_of, tell_apart
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 POINTS = "points.json"
 FEATURES = "features.safetensors"
 BENCH = "bench.json"
-# Settings that may differ between runs that a figure compares, without being what it compares.
-ASIDE = (
-    "output",
-    "seed",
-    "engine",
-    "track",
-    "track_project",
-    "evaluate",
-    "data.cache",
-    "data.workers",
-    "relabel",
-)
-NO_TEACHER = "no teacher"
-DOMAIN_NAMES = {
-    "general_vqa": "general VQA",
-    "knowledge": "knowledge",
-    "science_math": "science & math",
-    "chart_document": "chart & document",
-}
 
 
 class Missing(GenrecalError):
@@ -69,7 +51,7 @@ class Run:
 
     def name(self) -> str:
         """What distinguishes the run from the others, but for the seed."""
-        return _name(self.parts, self.varying)
+        return name_of(self.parts, self.varying)
 
     @property
     def title(self) -> str:
@@ -94,7 +76,7 @@ def open_runs(folders: Sequence[Path], baselines: Sequence[Path] = ()) -> tuple[
         Run(
             folder=folder,
             config=config,
-            parts=_parts(config),
+            parts=parts_of(config),
             varying=(),
             several_seeds=len({one.get("seed", 0) for one in configs.values()}) > 1,
             before=_before(config, reports, alone=len({one["student"] for one in configs.values()}) == 1),
@@ -102,33 +84,7 @@ def open_runs(folders: Sequence[Path], baselines: Sequence[Path] = ()) -> tuple[
         )
         for folder, config in configs.items()
     ]
-    return _told_apart(runs)
-
-
-def names(runs: Sequence[Run], *, without: Sequence[str] = ()) -> dict[Path, str]:
-    """What distinguishes these runs from each other, by folder, but for the parts `without` and the seed."""
-    differ = [part for part in runs[0].varying if len({run.parts[part] for run in runs}) > 1] if runs else []
-    return {run.folder: _name(run.parts, [part for part in differ if part not in without]) for run in runs}
-
-
-def first_seeds(runs: Sequence[Run]) -> list[Run]:
-    """Of runs that differ in their seed alone the first."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        first.setdefault(run.name(), run)
-    return list(first.values())
-
-
-def side_by_side(runs: Sequence[Run]) -> tuple[list[Run], int | None]:
-    """The runs with those of one seed beside each other, and how many of them make a row.
-
-    The count is None where there is one seed, or where not every name has every seed.
-    """
-    names = list(dict.fromkeys(run.name() for run in runs))
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    ordered = sorted(runs, key=lambda run: (seeds.index(run.seed), names.index(run.name())))
-    whole = len(seeds) > 1 and len(names) > 1 and len(runs) == len(names) * len(seeds)
-    return ordered, len(names) if whole else None
+    return tell_apart(runs)
 
 
 def metrics(run: Run) -> list[dict[str, Any]]:
@@ -167,10 +123,6 @@ def title_of(reports: Sequence[Report]) -> dict[str, str]:
     return {name: result.score.title for report in reports for name, result in report.results.items()}
 
 
-def _name(parts: Mapping[str, str], chosen: Sequence[str]) -> str:
-    return ", ".join(parts[one] for one in chosen if parts[one] != NO_TEACHER) or parts["method"]
-
-
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
@@ -182,19 +134,6 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"method", "student"} <= content.keys():
         raise ConfigError("is not the config of a run", where=path)
     return content
-
-
-def _parts(config: Mapping[str, Any]) -> dict[str, str]:
-    teachers = [config["teacher"]] if config.get("teacher") else config.get("teachers") or []
-    paths = [one["path"] if isinstance(one, dict) else one for one in teachers]
-    excluded = (config.get("data") or {}).get("exclude_domains") or ()
-    names = [DOMAIN_NAMES.get(domain, domain) for domain in excluded]
-    return {
-        "method": str(config["method"]) + (" (answers only)" if config.get("answer_only") else ""),
-        "teacher": " + ".join(Path(path).name for path in paths) or NO_TEACHER,
-        "student": Path(config["student"]).name,
-        "data": "without " + " and ".join(names) if names else "all data",
-    }
 
 
 def _before(config: Mapping[str, Any], given: list[tuple[Path, Report]], *, alone: bool) -> Report | None:
@@ -209,57 +148,3 @@ def _before(config: Mapping[str, Any], given: list[tuple[Path, Report]], *, alon
 
 def _report(folder: Path) -> Report | None:
     return read_report(folder) if (folder / BENCH).is_file() else None
-
-
-def _told_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs with as many parts as tell them apart; the seed is none."""
-    parts = list(runs[0].parts) if runs else []
-    # A method without a teacher does not make the teacher of the others worth naming.
-    varying = [part for part in parts if len({run.parts[part] for run in runs} - {NO_TEACHER}) > 1]
-    runs = [replace(run, varying=tuple(varying)) for run in runs]
-    settings = [_leaves(run.config) for run in runs]
-    # Runs of one name that differ in a setting: the setting joins the name.
-    keys = {
-        key
-        for first in range(len(runs))
-        for other in range(first)
-        if runs[first].name() == runs[other].name()
-        for key in settings[first].keys() | settings[other].keys()
-        if settings[first].get(key) != settings[other].get(key)
-    }
-    if keys:
-        text = [", ".join(f"{key.split('.')[-1]}={one.get(key)}" for key in sorted(keys)) for one in settings]
-        runs = [
-            replace(run, parts={**run.parts, "settings": extra}, varying=(*run.varying, "settings"))
-            for run, extra in zip(runs, text, strict=True)
-        ]
-    # Runs of one name and one seed are no seeds of each other.
-    seen: dict[tuple[str, int], int] = {}
-    for run in runs:
-        seen[run.name(), run.seed] = seen.get((run.name(), run.seed), 0) + 1
-    if any(count > 1 for count in seen.values()):
-        runs = [
-            replace(run, parts={**run.parts, "folder": run.folder.name}, varying=(*run.varying, "folder"))
-            for run in runs
-        ]
-    return tuple(runs)
-
-
-def _leaves(node: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """The config's leaves as text by path, without paths of files and what is put aside."""
-    found: dict[str, str] = {}
-    for key, value in node.items():
-        place = f"{path}{key}"
-        if place in ASIDE or place in (
-            "teacher",
-            "teachers",
-            "student",
-            "data.sources",
-            "data.exclude_domains",
-        ):
-            continue
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{place}.")
-        else:
-            found[place] = json.dumps(value, default=str).strip('"')
-    return found

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import PALETTE, entitle, legend_below, panels
 from genrecal.figures.features import HOW, Array, Moment, cosines, start_and_end, unit_rows
-from genrecal.figures.runs import Missing, Run, first_seeds
+from genrecal.figures.naming import first_seeds
+from genrecal.figures.runs import Missing, Run
 
 # tensor -> label, colour, marker: the models by colour, before and after by filling
 KINDS = {

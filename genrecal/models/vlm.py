@@ -59,8 +59,12 @@ def layer_features(model: Any, batch: Batch, depths: Sequence[float]) -> list[to
         # two, and under re-entrant checkpointing a layer's own output carries no gradient yet.
         return lambda _, arguments: taken.__setitem__(place, arguments[0])
 
+    # Before DeepSpeed's own hook: under ZeRO-3 it puts a copy in the argument's place, and where activations
+    # are recomputed the copy carries no gradient.
     hooks = [
-        layers[place].register_forward_pre_hook(take(place)) for place in set(places) if place < len(layers)
+        layers[place].register_forward_pre_hook(take(place), prepend=True)
+        for place in set(places)
+        if place < len(layers)
     ]
     try:
         taken[len(layers)] = body_features(model, batch)

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-import genrecal
 from genrecal.core.config import Config
 from genrecal.core.console import console
 from genrecal.core.errors import ConfigError, TrainError
@@ -194,7 +193,7 @@ def _score(subject: Path, output: Path, settings: EvaluateConfig, device: str) -
         command += ["--limit", str(settings.limit)]
     variables = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     # `cli` lies beside the package, in a checkout as where it is installed.
-    beside = str(Path(genrecal.__path__[0]).parent)
+    beside = str(Path(__file__).resolve().parents[2])
     paths = [beside, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         command,

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
+from torch import nn
 
-from genrecal.data.batch import Batch
-from genrecal.train.artifacts import save_stage
 from genrecal.train.engine import sum_over_ranks
 from genrecal.train.points import Point, is_scored, read_points
-from genrecal.train.setup import StageModels
 
 
-def save_point(
-    run_folder: Path,
-    point: Point,
-    models: StageModels,
-    *,
-    student_folder: Path,
-    probe: Batch,
-    precision: str,
-) -> None:
+def save_point(run_folder: Path, point: Point, *, student: nn.Module, save: Callable[..., None]) -> None:
     """Keep the student as it is now, LoRA merged. Called by every rank, as gathering needs them all.
 
     Nothing is written for a point that the run kept or scored before it was killed, for a stage that does not
@@ -30,23 +21,18 @@ def save_point(
     Args:
         run_folder: RUN.
         point: where the run is.
-        models: the stage's models, in training.
-        student_folder, probe, precision: as `save_stage` takes them.
+        student: in training.
+        save: `save_stage` with all that it takes but folder, facts and features.
     """
-    trained = any(parameter.requires_grad for parameter in models.objective.student.parameters())
-    if not trained or point.percent == 100:
+    if point.percent == 100 or not any(parameter.requires_grad for parameter in student.parameters()):
         return
     target = point.snapshot(run_folder)
     # Rank 0 looks and all follow: on a shared disk two ranks may see different things.
     there = dist.get_rank() == 0 and (target.exists() or is_scored(read_points(run_folder), point))
     if sum_over_ranks({"there": float(there)})["there"]:
         return
-    save_stage(
-        models,
+    save(
         target,
-        student_folder=student_folder,
-        probe=probe,
-        precision=precision,
         facts={"stage": point.stage, "steps": point.step, "percent": point.percent},
         features={},
     )

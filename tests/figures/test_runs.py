@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from genrecal.core.errors import BenchError, ConfigError
-from genrecal.figures.runs import Missing, first_seeds, metrics, names, open_runs, read_points, side_by_side
+from genrecal.figures.naming import first_seeds, names, side_by_side
+from genrecal.figures.runs import Missing, metrics, open_runs, read_points
 from tests.figures.sample_runs import write_bench, write_run
 
 SCORES = {"mmb": 0.6, "mmmu": 0.4}
@@ -78,7 +79,16 @@ def test_another_setting_joins_the_name_and_machines_do_not(tmp_path: Path) -> N
             plain(tmp_path / "b", settings=settings("aligned", 8)),
         ]
     )
-    assert [run.name() for run in runs] == ["answer_input=features", "answer_input=aligned"]
+    assert [run.name() for run in runs] == [
+        "recalibrator.answer_input=features",
+        "recalibrator.answer_input=aligned",
+    ]
+
+
+def test_runs_that_differ_in_much_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    settings = [{"lora": {"rank": rank, "alpha": rank}, "relabel": {}, "x": rank} for rank in (4, 8)]
+    runs = open_runs([plain(tmp_path / name, settings=one) for name, one in zip("ab", settings, strict=True)])
+    assert [run.name() for run in runs] == ["a", "b"]
 
 
 def test_the_same_run_twice_is_told_apart_by_its_folder(tmp_path: Path) -> None:

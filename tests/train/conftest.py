@@ -84,14 +84,13 @@ WriteConfig = Callable[..., Path]
 
 
 def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`config` with single settings changed, at any depth; one that is changed to None is left out."""
-    result = config | {
+    """`config` with single settings changed, at any depth."""
+    return config | {
         key: merged(config[key], value)
         if isinstance(value, dict) and isinstance(config.get(key), dict)
         else value
         for key, value in changes.items()
     }
-    return {key: value for key, value in result.items() if value is not None}
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +139,7 @@ def write_config(
             "stages": {name: stage for name in STAGES} | {"distill": {**stage, "epochs": 2.0}},
         }
         config = merged(config, changes or {})
+        config = {key: value for key, value in config.items() if value is not None}
         path = root / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path

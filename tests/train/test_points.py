@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from genrecal.data.mixture import read_mixture
 from genrecal.data.pair import PairReader
 from genrecal.models.processors import load_model, load_processor
 from genrecal.train import points
+from genrecal.train.artifacts import save_stage
 from genrecal.train.comparison import Comparison
 from genrecal.train.engine import engine_config
 from genrecal.train.points import (
@@ -103,6 +105,15 @@ def test_a_point_keeps_the_merged_student_once(
         comparison=Comparison(),
     )
 
+    save = partial(
+        save_stage,
+        models,
+        student_folder=config.student,
+        probe=probe,
+        precision="fp32",
+        code=config.code(config.student),
+    )
+
     def train(value: float) -> None:
         """What a step changes: LoRA's second factor, which starts at zero."""
         with torch.no_grad():
@@ -112,7 +123,7 @@ def test_a_point_keeps_the_merged_student_once(
 
     def keep(percent: int) -> Path:
         point = Point(number=2, stage="distill", percent=percent, step=percent // 10)
-        save_point(tmp_path, point, models, student_folder=config.student, probe=probe, precision="fp32")
+        save_point(tmp_path, point, student=models.objective.student, save=save)
         return point.snapshot(tmp_path)
 
     train(0.01)
