@@ -32,6 +32,8 @@ from genrecal.demo.results import gather_results
 from genrecal.demo.settings import DemoConfig
 from genrecal.demo.summary import print_summary
 from genrecal.export.build import export_run
+from genrecal.figures.draw import draw_figures
+from genrecal.figures.runs import open_runs
 from genrecal.train.labels import FOLDER as LABELS
 from genrecal.train.launch import distill
 
@@ -99,7 +101,8 @@ def run_demo(config: DemoConfig, *, seeds: int, output: Path) -> None:
     for seed, folder in enumerate(folders):
         if not (folder / "results.json").is_file():
             _run_seed(config, folder, seed)
-    page = write_report(folders, output)
+    figures, _ = draw_figures(open_runs([folder / "runs" / "genrecal" for folder in folders]), formats=())
+    page = write_report(folders, output, figures=figures)
     print_summary(folders)
     console.print(f"report: {page}")
 

@@ -6,9 +6,7 @@ line, so that the page stays small however long the training was.
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,10 +15,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from genrecal.figures.canvas import INK, inline_svg
+
 POINTS = 80
 WIDTH_IN, HEIGHT_IN = 4.2, 2.7
-# A colour that no line has; the page's text colour takes its place.
-INK = "#010203"
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -89,9 +87,7 @@ def panel(name: str, lines: Sequence[Line], *, log: bool) -> Markup:
         axes.set_xlabel("step")
         if lines:
             axes.legend(fontsize=8, ncols=2 if len(lines) > 3 else 1)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True)
-    return _inline(stream.getvalue(), name)
+        return inline_svg(figure, name)
 
 
 def _bin_width(lines: Sequence[Line]) -> int:
@@ -105,17 +101,3 @@ def _binned(curve: Curve, width: int) -> dict[int, float]:
     for step, value in curve:
         bins.setdefault(step // width * width, []).append(value)
     return {step: sum(values) / len(values) for step, values in sorted(bins.items())}
-
-
-def _inline(svg: str, name: str) -> Markup:
-    """The element alone: no prolog, no namespaces (HTML knows them), no fixed size, names of its own."""
-    svg = svg[svg.index("<svg") :]
-    # A style element in the body would hold for the whole page.
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    head, body = svg.split(">", 1)
-    box = re.search(r'viewBox="[^"]+"', head)
-    assert box is not None, "matplotlib gives every SVG a viewBox"
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = body.replace("xlink:href", "href").replace(INK, "currentColor")
-    return Markup(f"<svg {box.group()}>{body}")

@@ -29,6 +29,7 @@ from genrecal.demo.summary import (
     table_rows,
     titles,
 )
+from genrecal.figures.draw import Drawn
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -66,8 +67,13 @@ RISES = {
 }
 
 
-def write_report(folders: list[Path], output: Path) -> Path:
+def write_report(folders: list[Path], output: Path, *, figures: Sequence[Drawn] = ()) -> Path:
     """Write report.html and report.md into `output`, from the results.json of every seed's folder.
+
+    Args:
+        folders: of the seeds.
+        output: where the report goes.
+        figures: the paper's figures, drawn from the runs.
 
     Returns: the path of the page.
 
@@ -94,6 +100,7 @@ def write_report(folders: list[Path], output: Path) -> Path:
         lines=summary_lines(results),
         losses=_losses(results),
         reading=_reading(results),
+        figures=figures,
         agreement=agreement(results),
         long_tokens=LONG_TOKENS,
         samples=results[0]["samples"],

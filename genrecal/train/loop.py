@@ -33,9 +33,11 @@ from genrecal.data.pair import PairedSample, PairReader
 from genrecal.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genrecal.train.engine import DTYPES, device, sum_over_ranks
 from genrecal.train.objective import Objective, term_name, term_of
+from genrecal.train.points import Point
 from genrecal.train.reading import ReadingProbe, reading_metrics
 from genrecal.train.settings import RunConfig
 from genrecal.train.stages import TERMS, Stage, StageConfig
+from genrecal.train.track import Trackers
 
 # Between two lines of progress in a log.
 SAY_EVERY_S = 30
@@ -55,6 +57,10 @@ class StageRun:
     reader: PairReader
     checkpoints: Path
     metrics: Path
+    steps_before: int  # of the stages before
+    trackers: Trackers
+    points: dict[int, Point]  # by steps done: where the student is kept to be scored
+    keep_point: Callable[[Point], None]
 
 
 def train(engine: Any, run: StageRun) -> None:
@@ -75,8 +81,11 @@ def train(engine: Any, run: StageRun) -> None:
             record = _optimizer_step(engine, run, step, batches)
             if leader:
                 _append(run.metrics, record)
+                run.trackers.log(record, run.steps_before + step)
                 bar.update(task, advance=1, note=f"loss {record['loss']:.3f}")
                 said = _say(run, record, started, first, said)
+            if point := run.points.get(step + 1):
+                run.keep_point(point)
             if (step + 1) % run.config.engine.save_every == 0 and step + 1 < run.steps:
                 save_checkpoint(engine, run.checkpoints, step=step + 1)
 

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,21 @@ from genrecal.train.features import recalibrated_features
 from genrecal.train.labels import Labels, Relabelled, teacher_labels
 from genrecal.train.loop import StageRun, padding, train
 from genrecal.train.pairing import comparison_settings, require_limits, require_served
+from genrecal.train.points import evaluate_points, require_sets, stage_points
 from genrecal.train.reading import Verdict, verdict
 from genrecal.train.settings import RunConfig
 from genrecal.train.setup import build_stage, recalibrator_file
+from genrecal.train.snapshots import save_point
 from genrecal.train.stages import METHODS, Stage, StageConfig
+from genrecal.train.track import Trackers, open_trackers, steps_before
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 # Beside the run: runs on the same data share its tables, and no manifest covers them.
 DATA_CACHE = "data-cache"
 PROBE_SAMPLES = 4
+# Settings that leave what is trained as it is: a resumed run may have others.
+MAY_CHANGE = ("track", "track_project", "evaluate")
 
 
 def is_finished(output: Path) -> bool:
@@ -68,7 +74,11 @@ def check_run(config: RunConfig) -> None:
     saved = config.output / CONFIG
     if saved.is_file():
         before = load_config(saved, RunConfig)
-        changed = [key for key in RunConfig.model_fields if getattr(before, key) != getattr(config, key)]
+        changed = [
+            key
+            for key in RunConfig.model_fields
+            if key not in MAY_CHANGE and getattr(before, key) != getattr(config, key)
+        ]
         if changed:
             raise ConfigError(
                 f"holds a run with other settings ({', '.join(changed)})",
@@ -82,6 +92,8 @@ def check_run(config: RunConfig) -> None:
     processor, *teachers = (load_processor(folder, code=config.code(folder)) for folder in _models(config))
     require_served(config, processor, teachers)
     require_limits(config.data, (processor, *teachers))
+    if config.evaluate:
+        require_sets(config.evaluate)
     samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
@@ -109,25 +121,33 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
             for leftover in folder.glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
         write_text(config.output / CONFIG, dump_config(config))
-    samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
-    labels = teacher_labels(config, samples) if config.learned_labels == "teacher" else None
-    student_folder, recalibrator_folder = config.student, None
-    for number, name in enumerate(METHODS[config.method].stages, start=1):
-        folder = config.output / "stages" / f"{number}-{name}"
-        if (folder / NAME).is_file():
-            verify_manifest(folder, kind="stage")
-            if leader:
-                console.print(f"{name}: finished before, skipped")
-        else:
-            _run_stage(config, name, folder, samples, labels, student_folder, recalibrator_folder, shared)
-        if (folder / "student").is_dir():
-            student_folder = folder / "student"
-        if (folder / recalibrator_file(0, 0)).is_file():
-            recalibrator_folder = folder
-    if leader:
+    trackers = open_trackers(
+        config.track if leader else (),
+        run_folder=config.output,
+        project=config.track_project,
+        config=config.model_dump(mode="json"),
+        resume=(config.output / METRICS).is_file(),
+    )
+    try:
+        student_folder = _run_stages(config, shared, trackers)
+    finally:
+        trackers.close()
+    dist.barrier()
+    if leader:  # alone: scoring may take longer than a collective waits
         publish(student_folder, config.output / "student")
         write_student_card(config.output / "student", _provenance(config))
         shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+        if config.evaluate:
+            evaluate_points(
+                config.output,
+                config.evaluate,
+                stages=[
+                    (name, any(part.startswith("student") for part in config.plan(name).trains))
+                    for name in METHODS[config.method].stages
+                ],
+                student=config.student,
+                device="cuda" if torch.cuda.is_available() else "cpu",
+            )
         write_manifest(
             config.output,
             kind="run",
@@ -135,7 +155,28 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
             remote_code=[check_remote_code(folder, config.code(folder)).record for folder in _models(config)],
         )
         console.print(f"student: {config.output / 'student'}")
-    dist.barrier()
+
+
+def _run_stages(config: RunConfig, shared: SharedTokens, trackers: Trackers) -> Path:
+    """Every stage that is not finished; returns the folder of the last student."""
+    samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
+    labels = teacher_labels(config, samples) if config.learned_labels == "teacher" else None
+    student_folder, recalibrator_folder = config.student, None
+    for number, name in enumerate(METHODS[config.method].stages, start=1):
+        folder = config.output / "stages" / f"{number}-{name}"
+        if (folder / NAME).is_file():
+            verify_manifest(folder, kind="stage")
+            if dist.get_rank() == 0:
+                console.print(f"{name}: finished before, skipped")
+        else:
+            _run_stage(
+                config, name, folder, samples, labels, student_folder, recalibrator_folder, shared, trackers
+            )
+        if (folder / "student").is_dir():
+            student_folder = folder / "student"
+        if (folder / recalibrator_file(0, 0)).is_file():
+            recalibrator_folder = folder
+    return student_folder
 
 
 def _run_stage(
@@ -147,6 +188,7 @@ def _run_stage(
     student_folder: Path,
     recalibrator_folder: Path | None,
     shared: SharedTokens,
+    trackers: Trackers,
 ) -> None:
     stage, settings = config.plan(name), config.stage(name)
     kept = without_domains(samples, settings.exclude_domains or ())
@@ -172,6 +214,15 @@ def _run_stage(
         )
         if "student_lora" in stage.trains and stage.recalibrates and recalibrator_folder:
             _warn_unread(recalibrator_folder, config.recalibrator.answer_input)
+    save = partial(
+        save_stage,
+        models,
+        student_folder=student_folder,
+        probe=_probe(reader),
+        precision=config.engine.precision,
+        code=config.code(config.student),
+    )
+    number = int(folder.name.partition("-")[0])
     run = StageRun(
         name=name,
         stage=stage,
@@ -181,6 +232,10 @@ def _run_stage(
         reader=reader,
         checkpoints=config.output / "checkpoints" / name,
         metrics=config.output / METRICS,
+        steps_before=steps_before(folder.parent, number),
+        trackers=trackers,
+        points=stage_points(number, name, steps=steps, settings=config.evaluate),
+        keep_point=partial(save_point, config.output, student=models.objective.student, save=save),
     )
     before = frozen_fingerprint(engine.module)
     features = _features(engine, run, "before")
@@ -192,18 +247,13 @@ def _run_stage(
     found = _verdict(run) if dist.get_rank() == 0 else None
     if found is not None:
         console.print(f"{name}: {found.sentence()}")
-    save_stage(
-        models,
+    save(
         folder,
-        student_folder=student_folder,
-        probe=_probe(reader),
-        precision=config.engine.precision,
-        code=config.code(config.student),
         facts=_facts(name, steps, trained, frozen, before) | ({"reading": asdict(found)} if found else {}),
         features=features,
     )
     engine.destroy()
-    del engine, models
+    del engine, models, run, save
     gc.collect()
 
 

@@ -14,7 +14,9 @@ from genrecal.data.source import MixtureConfig
 from genrecal.models.lora import LoraConfig
 from genrecal.models.recalibrator import RecalibratorConfig
 from genrecal.models.remote_code import RemoteCode
+from genrecal.train.points import EvaluateConfig
 from genrecal.train.stages import IMAGE_LOSSES, LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
+from genrecal.train.track import TrackerName
 
 
 class TeacherConfig(Config):
@@ -128,6 +130,12 @@ class RunConfig(Config):
     """Checkpoints whose own code may run, by their folder as named above (docs/checkpoints.md)."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     """Settings by stage name (genrecal/train/stages.py): recalibrate, distill, finetune, ..."""
+    evaluate: EvaluateConfig | None = None
+    """Score the student at every 20% of each stage (the paper's Figure 10); default: no."""
+    track: tuple[TrackerName, ...] = ()
+    """Where the figures of metrics.jsonl go, too: tensorboard, wandb, trackio, mlflow."""
+    track_project: str = Field(default="genrecal", min_length=1)
+    """Project or experiment that the run is listed under there."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
