@@ -30,7 +30,7 @@ from bench.run import read_answers
 from bench.stats import paired_difference
 from bench.types import Answer
 from genrecal.demo.datasets import TestSets
-from genrecal.train.run import METRICS
+from genrecal.train.stage import METRICS
 
 SAMPLES = 10
 LONG_TOKENS = 10

@@ -82,6 +82,7 @@ def make_parts(pair: TinyPair, data: TinyData) -> Parts:
     student, teacher = load_model(pair.student), load_model(pair.teacher)
     enliven(student, 1)
     enliven(teacher, 2)
+    torch.manual_seed(0)
     recalibrator = Recalibrator(
         RecalibratorConfig(),
         student_body=text_body(student),

@@ -141,8 +141,15 @@ def head(model64: Any, z_ND: Tensor) -> Tensor:
 
 def recalibrate(recalibrator: Any, sequence_ND: Tensor) -> Tensor:
     """rec_body -> rec_proj_post -> norm over a sequence that has passed rec_proj_pre where it must."""
+    return speak(recalibrator, rec_body(recalibrator, sequence_ND))
+
+
+def rec_body(recalibrator: Any, sequence_ND: Tensor) -> Tensor:
     config = recalibrator.rec_body.config
-    hidden_ND = decoder_blocks(recalibrator.rec_body.layers, sequence_ND, line(len(sequence_ND)), config)
+    return decoder_blocks(recalibrator.rec_body.layers, sequence_ND, line(len(sequence_ND)), config)
+
+
+def speak(recalibrator: Any, hidden_ND: Tensor) -> Tensor:
     out = linear(hidden_ND, recalibrator.rec_proj_post)
     norm = recalibrator.norm
     if isinstance(norm, torch.nn.RMSNorm):

@@ -31,6 +31,7 @@ def parts(tiny_pair: TinyPair, tiny_data: TinyData) -> Parts:
 def recalibrators(parts: Parts, config: RecalibratorConfig, *, seed: int = 5) -> list[Recalibrator]:
     made = []
     for depth in range(len(config.layers)):
+        torch.manual_seed(seed + depth)
         one = Recalibrator(
             config,
             student_body=parts.student.get_decoder(),

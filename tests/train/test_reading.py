@@ -10,7 +10,7 @@ import pytest
 
 from genrecal.core.manifest import read_manifest, write_manifest
 from genrecal.train.reading import READS_NATS, Verdict, verdict
-from genrecal.train.run import _warn_unread
+from genrecal.train.stage import _warn_unread
 from tests.train.conftest import Run
 
 LITTLE, MUCH = READS_NATS / 2, READS_NATS * 2
