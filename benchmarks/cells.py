@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.answers import Examination
+from benchmarks.answers import TOKENS, Examination
 from benchmarks.pairs import distill_set, model_folder
 from benchmarks.settings import Plan, Steps
 from genrecal.core.config import dump_config
@@ -200,14 +200,21 @@ def run_cell(
     started, cpu_started = time.perf_counter(), time.process_time()
     setting, variant = plan.settings[cell.setting], plan.variants[cell.variant]
     record: dict[str, Any] = {"cell": cell.row, "seed": cell.seed, "made_with": made_with(plan, cell)}
+    trained: dict[str, Any] = {"stages": {}, "student_updates": 0}
+    between: dict[str, Path] = {}
     if variant.method is None:
-        student, trained = model_folder(output, setting.student), {"stages": {}, "student_updates": 0}
+        student = model_folder(output, setting.student)
     else:
         config = run_config(plan, cell, output)
         trained = _train(plan, cell, config, output, shared)
-        student = config.output / "student"
+        student, between = config.output / "student", _students_between(config)
     training_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     marks = examination.marks(student, like=setting.student)
+    for stage, folder in between.items():
+        of_stage = examination.marks(folder, like=setting.student)
+        trained["stages"][stage]["scores_after"] = of_stage.scores | {
+            part: sum(of_stage.grades[part]) / len(of_stage.grades[part]) for part in TOKENS
+        }
     record |= {
         "scores": marks.scores,
         "nats": marks.nats,
@@ -277,6 +284,15 @@ def _stages(config: RunConfig) -> dict[str, Any]:
             "verdict": manifest.get("reading"),
         }
     return {"stages": stages, "student_updates": student_updates}
+
+
+def _students_between(config: RunConfig) -> dict[str, Path]:
+    """The student after each stage but the last, which is the same SFT for nearly all methods."""
+    folders = {
+        name: config.output / "stages" / f"{number}-{name}" / "student"
+        for number, name in enumerate(METHODS[config.method].stages[:-1], start=1)
+    }
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def _mean_terms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

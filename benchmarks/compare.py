@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.stats import RESAMPLES, Difference, Interval
+from bench.stats import RESAMPLES, Interval
 from genrecal.core.errors import BenchError
 from genrecal.core.files import read_json
 
@@ -43,6 +43,15 @@ class Row:
                 for seed in seeds
             ]
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How much one row's mean lies above another's."""
+
+    mean: float
+    interval: Interval
+    seeds: int
 
 
 def read_row(results: Path, name: str) -> Row:
@@ -82,7 +91,9 @@ def difference(one: Row, other: Row, sets: Sequence[str] = SETS, *, seed: int = 
     if len(asked) > 1:
         raise BenchError(f"{one.name} and {other.name} were asked other questions", where="difference")
     delta_SQ = _of(one, seeds, sets) - _of(other, seeds, sets)
-    return Difference(mean=float(delta_SQ.mean()), interval=resampled(delta_SQ, seed=seed), n=delta_SQ.size)
+    return Difference(
+        mean=float(delta_SQ.mean()), interval=resampled(delta_SQ, seed=seed), seeds=len(delta_SQ)
+    )
 
 
 def resampled(delta_SQ: np.ndarray, *, seed: int) -> Interval:

@@ -8,6 +8,7 @@ say depends on what else the machine does. Generating the teacher's answers is n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ NAME = "flops.json"
 BATCHES = 8
 
 
-def count_rows(plan: Plan, rows: list[str], output: Path, results: Path) -> None:
+def count_rows(plan: Plan, rows: Sequence[str], output: Path, results: Path) -> None:
     """Count what is not counted yet; the batches are the first ones of seed 0."""
     path = results / NAME
     counted: dict[str, Any] = read_json(path) if path.is_file() else {}

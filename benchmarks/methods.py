@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genrecal.core.console import console, errors
-from genrecal.core.errors import ConfigError, GenrecalError
+from genrecal.core.errors import GenrecalError
 
 if TYPE_CHECKING:
     from benchmarks.answers import Examination
@@ -40,18 +40,6 @@ Results = Annotated[Path, typer.Option(help="Finished cells, one JSON each.")]
 
 
 @app.command()
-def models(output: Output = OUTPUT, plan: Plan = None, only: list[str] | None = None) -> None:
-    """Make the models that the cells start from."""
-    from benchmarks.pairs import as_one_rank, make_model
-    from benchmarks.settings import DEFAULTS, load_plan
-
-    as_one_rank()
-    chosen = load_plan(plan or DEFAULTS)
-    for name in only or chosen.models:
-        make_model(chosen, output, name)
-
-
-@app.command()
 def run(
     suite: Annotated[list[str] | None, typer.Option(help="Default: all; in the order given.")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 5,
@@ -62,7 +50,7 @@ def run(
     results: Results = RESULTS,
     plan: Plan = None,
 ) -> None:
-    """Train and score the cells that are missing."""
+    """Make the models, train and score the cells, count the operations: whatever of it is missing."""
     from benchmarks.cells import Cell, cells_of, is_done
     from benchmarks.pairs import model_folder
     from benchmarks.settings import DEFAULTS, load_plan
@@ -85,17 +73,14 @@ def run(
         for name in (chosen.settings[one.setting].teacher, chosen.settings[one.setting].student)
         if not model_folder(output, name).is_dir()
     }
-    if missing:
-        raise ConfigError(
-            f"the models {', '.join(sorted(missing))} are not there yet",
-            where=output,
-            fix="python -m benchmarks.methods models",
-        )
     console.print(f"{len(todo)} of {len(wanted)} cells to run, {workers} workers")
     started, done, failed = time.monotonic(), 0, 0
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start, max_tasks_per_child=CELLS_PER_WORKER
     ) as pool:
+        # One after the other: all of them read the set that the first one draws.
+        for name in sorted(missing):
+            pool.submit(_make, path, name, output).result()
         futures = {pool.submit(_work, path, one, output, results): one for one in todo}
         for future in as_completed(futures):
             one, line = futures[future], future.result()
@@ -103,23 +88,9 @@ def run(
             failed += line.startswith("FAILED")
             left = (time.monotonic() - started) / done * (len(todo) - done)
             console.print(f"{done}/{len(todo)} {one.row} seed {one.seed}: {line}; ETA {left / 60:.0f} min")
+        pool.submit(_count, path, tuple(dict.fromkeys(one.row for one in wanted)), output, results).result()
     if failed:
         raise typer.Exit(1)
-
-
-@app.command()
-def flops(output: Output = OUTPUT, results: Results = RESULTS, plan: Plan = None) -> None:
-    """Count the operations of an update of every row."""
-    from benchmarks.flops import count_rows
-    from benchmarks.pairs import as_one_rank
-    from benchmarks.settings import DEFAULTS, load_plan
-    from genrecal.train.engine import join_ranks
-
-    as_one_rank()
-    join_ranks()
-    chosen = load_plan(plan or DEFAULTS)
-    rows = dict.fromkeys(row for suite in chosen.suites.values() for row in suite.rows)
-    count_rows(chosen, list(rows), output, results)
 
 
 @app.command()
@@ -133,15 +104,29 @@ def table(
 ) -> None:
     """Print the tables as Markdown."""
     from benchmarks.settings import DEFAULTS, load_plan
-    from benchmarks.table import put_between_markers, suite_table
+    from benchmarks.table import all_tables, put_between_markers
 
-    chosen = load_plan(plan or DEFAULTS)
-    tables = {name: suite_table(chosen, name, results) for name in suite or chosen.suites}
+    tables = all_tables(load_plan(plan or DEFAULTS), results)
     if document is not None:
         put_between_markers(document, tables)
         return
-    for text in tables.values():
-        typer.echo(text)
+    for name in suite or tables:
+        typer.echo(f"{name}\n\n{tables[name]}")
+
+
+@app.command()
+def gradients(
+    row: Annotated[list[str], typer.Option(help="setting/variant, with a Recalibrator.")],
+    output: Output = OUTPUT,
+    results: Results = RESULTS,
+    plan: Plan = None,
+) -> None:
+    """Measure where the gradient goes when stage 2 begins."""
+    _start()
+    from benchmarks.gradients import measure_rows
+    from benchmarks.settings import DEFAULTS, load_plan
+
+    measure_rows(load_plan(plan or DEFAULTS), row, output, results)
 
 
 def _start() -> None:
@@ -153,6 +138,20 @@ def _start() -> None:
 
     torch.set_num_threads(1)
     as_one_rank()
+
+
+def _make(plan: Path, name: str, output: Path) -> None:
+    from benchmarks.pairs import make_model
+    from benchmarks.settings import load_plan
+
+    make_model(load_plan(plan), output, name)
+
+
+def _count(plan: Path, rows: tuple[str, ...], output: Path, results: Path) -> None:
+    from benchmarks.flops import count_rows
+    from benchmarks.settings import load_plan
+
+    count_rows(load_plan(plan), rows, output, results)
 
 
 @cache

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.answers import TOKENS
 from benchmarks.compare import SETS, Row, difference, differs, mean_and_spread, read_row
+from benchmarks.diagnostics import between_table, gradients_table, reading_table
+from benchmarks.flops import NAME as FLOPS
+from benchmarks.flops import total
 from benchmarks.settings import Plan
 from genrecal.core.errors import ConfigError
-from genrecal.core.files import write_text
+from genrecal.core.files import read_json, write_text
 
 HEADINGS = {"mmb": "MMB", "mmmu": "MMMU", "mmvet": "MM-Vet q."}
 NONE = "-"
+# A row is marked only from so many seeds on: with fewer, what a seed does is not known.
+FEWEST_SEEDS = 3
+
+
+def all_tables(plan: Plan, results: Path) -> dict[str, str]:
+    """Every table, by the name that stands in the document's markers."""
+    return {name: suite_table(plan, name, results) for name in plan.suites} | {
+        "diagnostics": reading_table(plan, results),
+        "between": between_table(plan, results),
+        "gradients": gradients_table(plan, results),
+    }
 
 
 def suite_table(plan: Plan, suite: str, results: Path) -> str:
@@ -26,17 +38,20 @@ def suite_table(plan: Plan, suite: str, results: Path) -> str:
     if not there:
         return f"{chosen.title}: not run yet.\n"
     base = _title(plan, chosen.against[0])
-    head = ["", *HEADINGS.values(), "mean", f"against {base}", *TOKENS, "updates", "CPU s", "seeds"]
+    counted = read_json(results / FLOPS) if (results / FLOPS).is_file() else {}
+    head = ["", *HEADINGS.values(), "mean", f"against {base}", *TOKENS, "updates", "TFLOP", "seeds"]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for name, row in there.items():
         against = there.get(plan.against(suite, name))
-        lines.append(_line(_cells(plan, chosen.against[0], row, against)))
+        lines.append(_line(_cells(plan, chosen.against[0], row, against, counted.get(name))))
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
-def _cells(plan: Plan, first: str, row: Row, against: Row | None) -> list[str]:
+def _cells(
+    plan: Plan, first: str, row: Row, against: Row | None, counted: dict[str, float] | None
+) -> list[str]:
     title = _title(plan, row.name)
     setting = row.name.partition("/")[0]
     if setting != first.partition("/")[0]:
@@ -46,17 +61,20 @@ def _cells(plan: Plan, first: str, row: Row, against: Row | None) -> list[str]:
         whole = difference(row, against)
         parts = [difference(row, against, (name,)) for name in TOKENS]
         found = [_difference(one.mean, one.interval.low, one.interval.high) for one in (whole, *parts)]
-        if differs(whole):
+        if differs(whole) and whole.seeds >= FEWEST_SEEDS:
             title, found[0] = f"**{title}**", f"**{found[0]}**"
     last = row.cells[row.seeds[0]]
-    seconds = [cell["seconds"]["training_cpu"] for cell in row.cells.values()]
+    if not last["stages"]:
+        cost = "0"
+    else:
+        cost = NONE if counted is None else f"{total(last, counted) / 1e12:.1f}"
     return [
         title,
         *(_mean(row, (name,)) for name in SETS),
         _mean(row, SETS),
         *found,
         str(last["student_updates"]),
-        f"{np.mean(seconds):.0f}" if last["stages"] else "0",
+        cost,
         str(len(row.seeds)) if last["stages"] else NONE,
     ]
 

@@ -207,3 +207,15 @@ def test_data_check_finds_a_shared_image(tiny_data: TinyData) -> None:
     code, line = line_of("data", "check", tiny_data.path, "--test", tiny_data.path)
     assert code == 3
     assert "is the training image" in line
+
+
+def test_pairs_says_which_methods_serve_and_why_others_do_not(tiny_pair: TinyPair) -> None:
+    folders = ["--teacher", str(tiny_pair.teacher), "--student", str(tiny_pair.student)]
+    result = runner.invoke(cli.app, ["pairs", *folders], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert (
+        "not minillm, minillm†, distillm, distillm†, llava-kd, llava-kd†: the tokenizers differ"
+        in result.output
+    )
+    code, line = line_of("pairs", "--teacher", "nowhere", "--student", tiny_pair.student)
+    assert code == 4 and "nowhere: no such model folder" in line

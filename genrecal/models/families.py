@@ -31,7 +31,7 @@ class Family:
     """Settings of the image processor that keep it from cutting a small image into tiles."""
 
 
-QWEN_VL = {
+QWEN_VL: dict[str, Any] = {
     "vision_encoder": "model.visual.",
     "body": "model.language_model.",
     "placeholders": ("image_token", "video_token"),

@@ -134,11 +134,12 @@ def _no_new_embeddings() -> Iterator[None]:
     Version 4.57 takes a module with an unsaved buffer for one whose weights are missing, and under ZeRO-3 it
     then writes to a row of weights that are split over the ranks: an IndexError.
     """
-    Gemma3TextScaledWordEmbedding._is_hf_initialized = True
+    kind: Any = Gemma3TextScaledWordEmbedding
+    kind._is_hf_initialized = True
     try:
         yield
     finally:
-        del Gemma3TextScaledWordEmbedding._is_hf_initialized
+        del kind._is_hf_initialized
 
 
 def _restore_frequencies(model: Any) -> None:

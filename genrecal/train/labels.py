@@ -112,7 +112,7 @@ def teacher_labels(config: RunConfig, samples: Sequence[Sample]) -> Labels:
     folder = config.output / FOLDER
     if not (folder / NAME).is_file():
         journals = config.output / f"{FOLDER}-journal"
-        journals.mkdir(exist_ok=True)
+        journals.mkdir(parents=True, exist_ok=True)  # rank 0 may not have written to the run folder yet
         for place in range(len(config.sources)):
             _generate(config, samples, place, journals)
         dist.barrier()

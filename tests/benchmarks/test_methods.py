@@ -14,17 +14,18 @@ import pytest
 import yaml
 
 from bench.stats import bootstrap_interval
-from benchmarks.cells import Cell, cells_of, made_with, run_config, stage_steps
+from benchmarks.cells import Cell, cells_of, is_done, made_with, run_config, stage_steps
 from benchmarks.compare import Row, difference, differs, mean_and_spread, read_row, resampled
-from benchmarks.methods import RESULTS
+from benchmarks.methods import RESULTS, _work
 from benchmarks.settings import DEFAULTS, Plan, load_plan
-from benchmarks.table import put_between_markers, suite_table
+from benchmarks.table import all_tables, put_between_markers, suite_table
 from genrecal.core.errors import BenchError, ConfigError
 from genrecal.train.stages import METHODS, STAGES
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "docs" / "evidence.md"
 SHORT = {"epochs": 0.2, "micro_batch": 8, "accumulation": 1, "lr_start": 1e-3, "lr_end": 1e-4}
+ALIGNED = {"answer_input": "aligned"}
 SMALL = {
     "hidden": 32,
     "layers": 1,
@@ -60,7 +61,7 @@ def test_a_difference_pairs_seeds_and_questions() -> None:
     other = Row(name="s/other", cells={0: record([100, 0, 0, 50]), 1: record([0, 0, 0, 50])})
     found = difference(one, other)
     # Seed 7 is not in both. In each of the two others one question of four is gained.
-    assert found.mean == pytest.approx(0.25) and found.n == 2 * 4 * 3
+    assert found.mean == pytest.approx(0.25) and found.seeds == 2
     assert found.interval.low <= 0.25 <= found.interval.high
 
 
@@ -183,19 +184,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     }
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    for words in (
-        ["models"],
-        ["run", "--seeds", "1", "--workers", "1", "--results", str(folder / "results")],
-    ):
-        done = command(*words, "--plan", str(path), "--output", str(folder / "out"))
-        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    return path, folder / "out", folder / "results"
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+    words = ["--plan", str(path), "--output", str(folder / "out"), "--results", str(folder / "results")]
     variables = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.methods", *words],
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.methods", "run", "--seeds", "1", "--workers", "1", *words],
         cwd=ROOT,
         env=variables | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -203,6 +195,8 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         timeout=400,
         check=False,
     )
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return path, folder / "out", folder / "results"
 
 
 def test_a_cell_holds_what_a_table_and_a_reader_need(tiny: tuple[Path, Path, Path]) -> None:
@@ -229,25 +223,29 @@ def test_a_cell_holds_what_a_table_and_a_reader_need(tiny: tuple[Path, Path, Pat
 
 def test_a_finished_cell_is_left_alone_and_another_plan_is_refused(tiny: tuple[Path, Path, Path]) -> None:
     path, output, results = tiny
-    words = ["--seeds", "1", "--workers", "1", "--output", str(output), "--results", str(results)]
+    cell = Cell(seed=0, setting="scarce", variant="aligned")
     before = (results / "scarce/aligned/0.json").stat().st_mtime_ns
-    again = command("run", *words, "--plan", str(path))
-    assert "0 of 2 cells to run" in again.stdout, again.stderr
+    assert _work(path, cell, output, results) == "there already"
     assert (results / "scarce/aligned/0.json").stat().st_mtime_ns == before
-    other = path.with_name("other.yaml")
-    content = yaml.safe_load(path.read_text())
-    content["batch"] = 8
-    other.write_text(yaml.safe_dump(content))
-    refused = command("run", *words, "--plan", str(other))
-    assert refused.returncode != 0 and "made with another plan" in refused.stderr
+    other = load_plan(path, ["batch=8"])
+    with pytest.raises(ConfigError, match="made with another plan"):
+        is_done(other, cell, results)
+    assert not is_done(other, Cell(seed=1, setting="scarce", variant="aligned"), results)
 
 
 def test_a_method_that_cannot_serve_the_pair_fails_alone(tiny: tuple[Path, Path, Path]) -> None:
     path, output, results = tiny
-    words = ["--workers", "1", "--output", str(output), "--results", str(results), "--plan", str(path)]
-    done = command("run", "--cell", "scarce/minillm", *words)
-    assert done.returncode == 1 and "minillm cannot serve this pair" in done.stdout.replace("\n", " ")
+    line = _work(path, Cell(seed=0, setting="scarce", variant="minillm"), output, results)
+    assert line.startswith("FAILED: method: minillm cannot serve this pair")
     assert not (results / "scarce/minillm").exists()
+
+
+def test_operations_are_counted_by_stage(tiny: tuple[Path, Path, Path]) -> None:
+    _, _, results = tiny
+    counted = json.loads((results / "flops.json").read_text())
+    assert list(counted) == ["scarce/aligned"]
+    # Stage 2 sends gradients through the student on top of what stage 1 does for the Recalibrator.
+    assert counted["scarce/aligned"]["distill"] > counted["scarce/aligned"]["finetune"] > 0
 
 
 def test_the_updates_of_a_run_are_the_plan_s(tiny: tuple[Path, Path, Path]) -> None:
@@ -280,7 +278,7 @@ def test_committed_cells_belong_to_the_plan(plan: Plan) -> None:
 def test_the_document_shows_the_committed_tables(plan: Plan, tmp_path: Path) -> None:
     fresh = tmp_path / "evidence.md"
     fresh.write_text(EVIDENCE.read_text(encoding="utf-8"), encoding="utf-8")
-    put_between_markers(fresh, {name: suite_table(plan, name, RESULTS) for name in plan.suites})
+    put_between_markers(fresh, all_tables(plan, RESULTS))
     assert fresh.read_text(encoding="utf-8") == EVIDENCE.read_text(encoding="utf-8"), (
         "run: python -m benchmarks.methods table --document docs/evidence.md"
     )

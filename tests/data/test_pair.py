@@ -13,9 +13,9 @@ from genrecal.core.images import open_image
 from genrecal.core.types import Sample, Turn
 from genrecal.data.batch import NEVER, collate, collate_one
 from genrecal.data.llava import read_llava
-from genrecal.data.pair import PairReader, chat_messages, tokenize
+from genrecal.data.pair import PairReader, SharedTokens, chat_messages, tokenize
 from genrecal.models.processors import load_processor
-from tests.tiny import TinyData, TinyPair
+from tests.tiny import TinyData, TinyPair, write_data
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,34 @@ def test_without_a_teacher(tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp
     reader = PairReader(samples, student=load_processor(tiny_pair.student), max_tokens=512)
     assert len(reader) == len(samples) and reader[0].teachers == ()
     assert collate([reader[0]], student_padding=0).teachers == ()
+
+
+def test_what_is_kept_is_read_once(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """By the reader that kept it and by others that share with it; what was not kept is read again."""
+    data = write_data(tmp_path / "data", samples=3)
+    samples = tuple(read_llava(data.path))
+    student, teacher = load_processor(tiny_pair.student), load_processor(tiny_pair.teacher)
+    shared: SharedTokens = {}
+
+    def reader(keep: int, *teachers: Any, shared: SharedTokens | None = None) -> PairReader:
+        return PairReader(
+            samples, student=student, teachers=teachers, max_tokens=512, keep=keep, shared=shared
+        )
+
+    first = reader(1, teacher, shared=shared)
+    before = first[0], first[2]
+    for image in (*samples[0].images, *samples[2].images):
+        image.unlink()
+    assert first[0] is before[0]
+    again = reader(1, teacher, shared=shared)[0]
+    assert again.student is before[0].student and again.teachers == before[0].teachers
+    # A stage without a teacher reads the student's part alone.
+    assert reader(1, shared=shared)[0].student is before[0].student
+    for fresh in (first, reader(1, teacher, shared=shared)):
+        with pytest.raises(DataError, match=r"2\.png"):
+            fresh[2]
+    with pytest.raises(DataError, match=r"0\.png"):
+        reader(1, teacher)[0]
 
 
 def test_every_teacher_reads_the_sample_in_its_own_way(

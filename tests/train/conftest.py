@@ -18,7 +18,8 @@ import yaml
 
 from genrecal.train.stages import STAGES
 from tests.kin import Kin, write_kin
-from tests.tiny import TinyData, TinyPair
+from tests.tiny import TinyData, TinyPair, write_data
+from tests.train.method_runs import SAMPLES, merged, method_configs, two_teachers
 
 ROOT = Path(__file__).parents[2]
 DRIVE = [sys.executable, "-m", "tests.train.drive"]
@@ -81,16 +82,6 @@ def kin(tmp_path_factory: pytest.TempPathFactory) -> Kin:
 
 
 WriteConfig = Callable[..., Path]
-
-
-def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`config` with single settings changed, at any depth."""
-    return config | {
-        key: merged(config[key], value)
-        if isinstance(value, dict) and isinstance(config.get(key), dict)
-        else value
-        for key, value in changes.items()
-    }
 
 
 @pytest.fixture(scope="session")
@@ -169,3 +160,45 @@ def runs(write_config: WriteConfig, pair_hashes: dict[str, str]) -> dict[str, Ru
     done = drive(list(configs.values()), as_one_rank())
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: Run(folder=path.with_suffix(""), printed=done.stdout) for name, path in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def method_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    """Two steps for the runs of every method."""
+    return write_data(tmp_path_factory.mktemp("methods") / "data", samples=SAMPLES)
+
+
+@pytest.fixture(scope="session")
+def teachers(tiny_pair: TinyPair, kin: Kin) -> dict[str, Any]:
+    """Settings of a run with two teachers."""
+    return two_teachers(tiny_pair, kin)
+
+
+@pytest.fixture(scope="session")
+def method_runs(
+    write_config: WriteConfig, method_data: TinyData, kin: Kin, teachers: dict[str, Any]
+) -> dict[str, Run]:
+    """Each method, and its variants, one after the other in one process."""
+    configs = method_configs(write_config, method_data, kin, teachers)
+    done = drive(list(configs.values()), as_one_rank())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: Run(folder=path.with_suffix(""), printed=done.stdout) for name, path in configs.items()}
+
+
+def stage_folder(run: Run, number: int) -> Path:
+    """What the stage with this number left."""
+    (folder,) = (run.folder / "stages").glob(f"{number}-*")
+    return folder
+
+
+def assert_same_steps(one: Run, other: Run) -> None:
+    """The same losses, counts and norms, step by step."""
+    mine, theirs = one.metrics, other.metrics
+    assert len(mine) == len(theirs) >= 4
+    for row, same in zip(mine, theirs, strict=True):
+        assert (row["stage"], row["step"], row["counts"]) == (same["stage"], same["step"], same["counts"])
+        assert row["loss"] == pytest.approx(same["loss"], abs=1e-4)
+        assert row["terms"] == pytest.approx(same["terms"], abs=1e-4)
+        if None not in (row["grad_norm"], same["grad_norm"]):
+            assert row["grad_norm"] == pytest.approx(same["grad_norm"], rel=1e-3)
+    assert mine[0]["loss"] != pytest.approx(mine[1]["loss"], abs=1e-2)  # it moves

@@ -66,7 +66,9 @@ def test_the_points_and_the_figures_are_there(watched: Path) -> None:
     events = EventAccumulator(str(folder / "trackers" / "tensorboard"))
     events.Reload()
     steps = [
-        event.step for stage in ("recalibrate", "distill", "finetune") for event in events.Scalars(f"{stage}/loss")
+        event.step
+        for stage in ("recalibrate", "distill", "finetune")
+        for event in events.Scalars(f"{stage}/loss")
     ]
     assert steps == list(range(len(Run(folder=folder, printed="").metrics)))
 

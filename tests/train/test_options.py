@@ -10,62 +10,19 @@ import torch
 
 from genrecal.data.batch import PairedBatch
 from genrecal.data.pair import PairedSample
-from genrecal.models.recalibrator import Recalibrator, RecalibratorConfig, copy_blocks
+from genrecal.models.recalibrator import RecalibratorConfig, copy_blocks
 from genrecal.train.objective import Objective
 from genrecal.train.reading import ReadingProbe
-from genrecal.train.recalibrated import Source
 from tests.data.spellings import spelled
 from tests.tiny import TinyData, TinyPair
-from tests.train import reference_options as reference
-from tests.train.algorithm_parts import Parts, enliven, make_parts, sides
+from tests.train.algorithm_parts import Parts, make_parts
+from tests.train.option_parts import TERMS, expected, objective, recalibrators
 from tests.train.reference_options import Options
-
-TERMS = ("ar", "kl", "reg_ar", "reg_kl")
 
 
 @pytest.fixture(scope="module")
 def parts(tiny_pair: TinyPair, tiny_data: TinyData) -> Parts:
     return make_parts(tiny_pair, tiny_data)
-
-
-def recalibrators(parts: Parts, config: RecalibratorConfig, *, seed: int = 5) -> list[Recalibrator]:
-    made = []
-    for depth in range(len(config.layers)):
-        torch.manual_seed(seed + depth)
-        one = Recalibrator(
-            config,
-            student_body=parts.student.get_decoder(),
-            teacher_width=parts.teacher.config.get_text_config().hidden_size,
-        )
-        enliven(one, seed + depth)
-        made.append(one)
-    return made
-
-
-def objective(
-    parts: Parts,
-    made: list[Recalibrator],
-    *,
-    losses: tuple[str, ...] = ("align", "regularize", "sft"),
-    **options: Any,
-) -> Objective:
-    """`options` are keys of RecalibratorConfig, and `first_token`."""
-    first_token = options.pop("first_token", True)
-    source = Source(parts.teacher, made, config=RecalibratorConfig(**options), first_token=first_token)
-    return Objective(student=parts.student, sources=[source], losses=losses).eval()
-
-
-def expected(
-    parts: Parts, made: list[Recalibrator], row: PairedSample, options: Options
-) -> dict[str, torch.Tensor]:
-    return reference.recalibrated(
-        student64=parts.student64,
-        teacher64=parts.teacher64,
-        recalibrators=made,
-        student=sides(row.student),
-        teacher=sides(row.teachers[0]),
-        options=options,
-    )
 
 
 def aligned(parts: Parts, row: PairedSample) -> list[int]:
@@ -268,53 +225,6 @@ def test_aligned_answers_carry_gradient_to_the_students_answer(parts: Parts) -> 
         assert gradient[0, : int(batch.question_lengths_B[0])].abs().sum() > 0
 
 
-def test_several_teachers_teach_what_is_routed_to_them(parts: Parts) -> None:
-    first, second = (recalibrators(parts, RecalibratorConfig(), seed=seed) for seed in (5, 9))
-    domains = [row.domain for row in parts.rows]
-    routes = (("knowledge", "science_math"), ("chart_document",))
-    assert {domain for route in routes for domain in route} & set(domains) and "general_vqa" not in routes[0]
-    routed = Objective(
-        student=parts.student,
-        sources=[Source(parts.teacher, first), Source(parts.teacher, second)],
-        losses=("align", "regularize", "sft"),
-        routes=routes,
-    ).eval()
-    batch = twice(parts.batch())
-    with torch.no_grad():
-        found = routed(batch)
-        alone = objective(parts, first)(parts.batch())
-    counts = routed.counts(batch)
-    for place, (made, route) in enumerate(zip((first, second), routes, strict=True)):
-        mark = "" if place == 0 else "@1"
-        taught = [row for row in parts.rows if row.domain in route]
-        assert 0 < len(taught) < len(parts.rows)
-        rows = [expected(parts, made, row, Options()) for row in taught]
-        for name in TERMS:
-            total = sum(float(row[name]) for row in rows)
-            assert float(found[name + mark]) == pytest.approx(total, rel=1e-5), name + mark
-        assert counts["aligned_tokens" + mark] == sum(len(row.teachers[0].answer_ids) for row in taught)
-    assert float(found["sft"]) == pytest.approx(float(alone["sft"]))  # the student's own loss takes all
-
-
-def test_a_batch_that_no_teacher_teaches_has_terms_of_nothing(parts: Parts) -> None:
-    """Zeros with a gradient path, through the same modules as on a rank that has some."""
-    made = recalibrators(parts, RecalibratorConfig())
-    routed = Objective(
-        student=parts.student,
-        sources=[Source(parts.teacher, made)],
-        losses=("align", "regularize", "sft"),
-        routes=[()],
-    ).eval()
-    for probe in (None, ReadingProbe()):
-        terms = routed(parts.batch(), probe)
-        assert all(float(terms[name].detach()) == 0.0 for name in (*TERMS, "teacher_ar"))
-        weights = list(routed.sources[0].recalibrators.parameters())
-        gradients = torch.autograd.grad(sum(terms[name] for name in TERMS), weights)
-        assert all(not gradient.any() for gradient in gradients)
-    assert routed.counts(parts.batch())["aligned_tokens"] == 0.0
-    assert probe is not None and probe.sums["first_tokens"] == probe.sums["rise_first"] == 0.0
-
-
 def test_blocks_start_as_copies_of_the_students(parts: Parts) -> None:
     for blocks in (1, 2, 3):
         (made,) = recalibrators(parts, RecalibratorConfig(blocks=blocks))
@@ -330,13 +240,3 @@ def test_blocks_start_as_copies_of_the_students(parts: Parts) -> None:
         # The student has two; what it cannot give stays fresh.
         now = made.rec_body.layers[2:].state_dict()
         assert all(torch.equal(value, now[name]) for name, value in third.items())
-
-
-def twice(batch: PairedBatch) -> PairedBatch:
-    """The same teacher in two places."""
-    return PairedBatch(
-        ids=batch.ids,
-        domains=batch.domains,
-        student=batch.student,
-        teachers=(*batch.teachers, *batch.teachers),
-    )

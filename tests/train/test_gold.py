@@ -1,0 +1,159 @@
+"""Golden: GOLD's loss by hand, and through two real tokenizers with different merges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genrecal.data.batch import Batch, PairedBatch, collate
+from genrecal.data.pair import PairedSample
+from genrecal.data.vocabulary import shared_ids
+from genrecal.train.comparison import COMPARISONS, Comparison, Pair
+from genrecal.train.objective import Objective
+from genrecal.train.recalibrated import Source
+from tests.data.spellings import spelled
+from tests.tiny import TinyData, TinyPair
+from tests.train import reference_methods as reference
+from tests.train.algorithm_parts import Parts, make_parts
+from tests.train.comparison_parts import QWEN2_VL, assert_equal_with_gradients, objective
+
+
+@pytest.fixture(scope="module")
+def cross(tiny_pair: TinyPair, tiny_data: TinyData) -> Parts:
+    """Two vocabularies and two image schemes."""
+    return make_parts(tiny_pair, tiny_data)
+
+
+class Said:
+    """Stands where a VLM does, with its logits in place of its features."""
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return torch.nn.Identity()
+
+
+def said(answer: list[int], ends: list[int]) -> Batch:
+    """One sample with a question of one token."""
+    return Batch(
+        input_ids_BS=torch.tensor([[0, *answer]]),
+        attention_mask_BS=torch.ones(1, len(answer) + 1),
+        question_lengths_B=torch.tensor([1]),
+        answer_ids_BA=torch.tensor([answer]),
+        answer_mask_BA=torch.ones(1, len(answer), dtype=torch.bool),
+        answer_ends_BA=torch.tensor([ends]),
+        token_inputs={},
+        vision={},
+    )
+
+
+def test_gold_by_hand() -> None:
+    """The answer "ab c" and the end of the turn; what p and q are multiplied with stands beside them.
+
+    student    ab | ␣c | end           entries  0 a, 1 ab, 2 ␣c, 3 end
+    teacher    a | b | ␣ | c | end     entries  0 end, 1 a, 2 b, 3 ␣, 4 c, 5 ab
+    shared     a, ab, end
+    """
+    q = torch.tensor([[0.2, 0.5, 0.2, 0.1], [0.1, 0.1, 0.7, 0.1], [0.2, 0.1, 0.1, 0.6], [0.25] * 4])
+    p = torch.tensor(
+        [
+            [0.1, 0.3, 0.1, 0.1, 0.1, 0.3],  # before a
+            [0.1, 0.1, 0.5, 0.1, 0.1, 0.1],  # before b
+            [0.1, 0.1, 0.1, 0.4, 0.1, 0.2],  # before ␣
+            [0.1, 0.1, 0.1, 0.1, 0.5, 0.1],  # before c
+            [0.7, 0.1, 0.05, 0.05, 0.05, 0.05],  # before end
+            [1 / 6] * 6,
+        ]
+    )
+    groups = [
+        # ab: one token of the student; two of the teacher, the second with 0.5
+        ([0.3 * 0.5, 0.3 * 0.5, 0.1 * 0.5, 1 - 0.7 * 0.5], [0.2, 0.5, 0.1, 0.2]),
+        # ␣c: the teacher's second token with 0.5
+        ([0.1 * 0.5, 0.2 * 0.5, 0.1 * 0.5, 1 - 0.4 * 0.5], [0.1, 0.1, 0.1, 0.7]),
+        # the end of the turn
+        ([0.1, 0.05, 0.7, 0.15], [0.2, 0.1, 0.6, 0.1]),
+    ]
+    expected = sum(
+        a * float(torch.tensor(a / b).log()) for one, other in groups for a, b in zip(one, other, strict=True)
+    )
+    batch_s, batch_l = said([1, 2, 3], [2, 4, 5]), said([1, 2, 3, 4, 0], [1, 2, 3, 4, 5])
+    logits = {"z_s_BSD": q.log()[None], "z_l_BSD": p.log()[None]}
+    pair = Pair(
+        student=Said(),
+        teacher=Said(),
+        batch_s=batch_s,
+        batch_l=batch_l,
+        embedded_s_BSD=q,
+        embedded_l_BSD=p,
+        **logits,
+    )
+    shared = torch.tensor([0, 1, 3]), torch.tensor([1, 5, 0])
+    found = COMPARISONS["gold"](pair, Comparison(shared_ids=shared))
+    assert len(found) == 3
+    assert float(found.sum()) == pytest.approx(expected, rel=1e-5)
+
+
+def shared_with(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    return shared_ids(parts.reader.student, parts.reader.teachers[0])
+
+
+def groups(parts: Parts, row: PairedSample) -> list[tuple[range, range]]:
+    """Cut both answers wherever both have spelled the same bytes; the ends of the turn are the last group."""
+    done = []
+    for processor, tokens in (
+        (parts.reader.student, row.student),
+        (parts.reader.teachers[0], row.teachers[0]),
+    ):
+        parts_A = spelled(processor.tokenizer, tokens.answer_ids[:-1].tolist())
+        done.append([sum(map(len, parts_A[: place + 1])) for place in range(len(parts_A))])
+    cuts = [(done[0].index(size) + 1, done[1].index(size) + 1) for size in done[0] if size in done[1]]
+    cuts.append((len(done[0]) + 1, len(done[1]) + 1))
+    before = [(0, 0), *cuts[:-1]]
+    return [
+        (range(own, own_end), range(other, other_end))
+        for (own, other), (own_end, other_end) in zip(before, cuts, strict=True)
+    ]
+
+
+def test_gold_across_vocabularies(cross: Parts) -> None:
+    """Two tokenizers with different merges: groups of one and of several tokens on either side."""
+    shared = shared_with(cross)
+    pairs = list(zip(*(ids.tolist() for ids in shared), strict=True))
+    by_row = {row.id: groups(cross, row) for row in cross.rows}
+    sizes = {(len(own), len(other)) for found in by_row.values() for own, other in found}
+    assert {(1, 1), (2, 1)} <= sizes or {(1, 1), (1, 2)} <= sizes
+
+    def expected(one: reference.Two, row: PairedSample) -> torch.Tensor:
+        return reference.gold(one, pairs, by_row[row.id])
+
+    assert_equal_with_gradients(cross, "gold", expected, names=QWEN2_VL, rel=1e-4, shared_ids=shared)
+    counts = objective(cross, "gold", shared_ids=shared).counts(cross.batch())
+    assert counts["common_ends"] == sum(map(len, by_row.values()))
+
+
+def test_gold_of_a_model_with_itself_is_nothing(cross: Parts) -> None:
+    rows = tuple(_both(row) for row in cross.rows)
+    processor = cross.reader.student
+    itself = Objective(
+        student=cross.student,
+        sources=[Source(cross.student)],
+        losses=("gold", "uld", "sft"),
+        comparison=Comparison(shared_ids=shared_ids(processor, processor)),
+    ).eval()
+    padding = processor.tokenizer.pad_token_id
+    with torch.no_grad():
+        terms = itself(_collate(rows, padding, cross))
+    assert float(terms["gold"]) == pytest.approx(0.0, abs=1e-4)
+    assert float(terms["uld"]) == pytest.approx(0.0, abs=1e-4)
+
+
+def _both(row: PairedSample) -> PairedSample:
+    return PairedSample(id=row.id, domain=row.domain, student=row.student, teachers=(row.student,))
+
+
+def _collate(rows: tuple[PairedSample, ...], padding: int, parts: Parts) -> PairedBatch:
+    return collate(
+        rows,
+        student_padding=padding,
+        teacher_paddings=[padding],
+        student_blank=parts.reader.student_blank,
+        teacher_blanks=[parts.reader.student_blank],
+    )
