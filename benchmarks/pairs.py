@@ -1,7 +1,8 @@
 """The fixed parts: models that every cell starts from, and the data that it learns and is scored with.
 
     OUTPUT/pretrain/, OUTPUT/test/        drawn once
-    OUTPUT/models/NAME/                   made once; a seed changes none of them
+    OUTPUT/models/NAME/                   made once; a seed changes none of them. Those that the results were
+                                          measured with lie in benchmarks/models/ and are taken from there
     OUTPUT/data/NAME-SEED/                a distillation set of every seed
 
 As in practice there is one teacher and one student, and runs differ in data, order and new weights.
@@ -26,6 +27,8 @@ from genrecal.demo.datasets import TestSets, write_test_sets, write_training_set
 from genrecal.demo.make import SETS, first_images, make_vlm
 from genrecal.demo.settings import DemoConfig
 
+# NAME/plan.json, scores.json, student/: a model as it was made once, on one machine.
+KEPT = Path(__file__).with_name("models")
 # The seed of the pre-training set and of the test sets; distillation sets have the cells' seeds.
 FIXED_SEED = 0
 HELD_OUT_SEED = 7
@@ -89,9 +92,20 @@ def model_folder(output: Path, name: str) -> Path:
     return output / "models" / name / "pretrain" / "student"
 
 
+def is_kept(plan: Plan, name: str) -> bool:
+    """Whether the model that the plan describes lies in KEPT."""
+    path = KEPT / name / "plan.json"
+    return path.is_file() and read_json(path) == plan.models[name].model_dump(mode="json")
+
+
 def make_model(plan: Plan, output: Path, name: str) -> Path:
     """The model `name`, pre-trained where it is not there yet; and its scores beside it."""
     chosen, folder = plan.models[name], output / "models" / name
+    if not model_folder(output, name).is_dir() and is_kept(plan, name):
+        # Another machine's arithmetic would make it a little different, and its cells another experiment.
+        shutil.copytree(KEPT / name / "student", model_folder(output, name))
+        shutil.copy2(KEPT / name / "scores.json", folder)
+        return model_folder(output, name)
     data = first_images(pretrain_set(plan, output), chosen.images)
     # One rank of this very process: whoever calls has set the launcher's variables.
     config = DemoConfig(ranks=1, betas=plan.betas, pretrain_zero_stage=0)
