@@ -48,6 +48,7 @@ def between_table(plan: Plan, results: Path) -> str:
         "after",
         *(f"{part} before" for part in TOKENS),
         *(f"{part} after" for part in TOKENS),
+        "seeds",
     ]
     lines = []
     for row in _rows(plan, results):
