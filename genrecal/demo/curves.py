@@ -10,34 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from genrecal.figures.canvas import INK, inline_svg
+from genrecal.figures.canvas import INK, inline_svg, style
 
 POINTS = 80
 WIDTH_IN, HEIGHT_IN = 4.2, 2.7
-STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "legend.frameon": False,
-}
-
 Curve = Sequence[tuple[int, float]]
 
 
@@ -61,7 +41,7 @@ def panel(name: str, lines: Sequence[Line], *, log: bool) -> Markup:
     """
     lines = [line for line in lines if any(line.seeds)]
     width = _bin_width(lines)
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    with style(name):
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         axes = figure.add_subplot()
         lowest = math.inf
@@ -69,12 +49,12 @@ def panel(name: str, lines: Sequence[Line], *, log: bool) -> Markup:
             seeds = [_binned(curve, width) for curve in line.seeds if curve]
             shared = sorted(set(seeds[0]).intersection(*seeds[1:]))
             means = [sum(seed[step] for seed in seeds) / len(seeds) for step in shared]
-            style = "--" if line.dashed else "-"
+            dashes = "--" if line.dashed else "-"
             if len(seeds) > 1:
                 for seed in seeds:
-                    axes.plot(list(seed), list(seed.values()), style, color=line.color, lw=0.8, alpha=0.35)
+                    axes.plot(list(seed), list(seed.values()), dashes, color=line.color, lw=0.8, alpha=0.35)
             mark = "o" if len(shared) == 1 else None  # a line of one point would not be seen
-            axes.plot(shared, means, style, marker=mark, color=line.color, lw=1.6, label=line.name)
+            axes.plot(shared, means, dashes, marker=mark, color=line.color, lw=1.6, label=line.name)
             lowest = min(lowest, *(value for seed in seeds for value in seed.values()))
         if log and 0 < lowest < math.inf:
             axes.set_yscale("log")
