@@ -162,7 +162,7 @@ def run_config(
             "output": output,
             "seed": seed,
             "data": {"sources": [{"path": data}], "max_tokens": 512, "keep": KEEP},
-            "relabel": {"batch": BATCH, "max_new_tokens": 64},
+            "relabel": {"batch": BATCH, "max_new_tokens": 64, "split": False},
             "recalibrator": config.recalibrator.model_dump(),
             "lora": config.lora.model_dump(),
             "optimizer": {"betas": config.betas},

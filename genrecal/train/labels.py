@@ -144,7 +144,8 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
         return
     limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
     processor = load_processor(source.path, **limits, code=config.code(source.path))
-    settings = engine_config(config.engine, config.optimizer, StageConfig(micro_batch=batch, accumulation=1))
+    engine = config.engine if config.relabel.split else config.engine.model_copy(update={"zero_stage": 1})
+    settings = engine_config(engine, config.optimizer, StageConfig(micro_batch=batch, accumulation=1))
     with loading_for(settings):
         model = load_model(source.path, dtype=DTYPES[config.engine.precision], code=config.code(source.path))
     with (
@@ -156,7 +157,9 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
         for number in range(int(most)):
             # Under ZeRO-3 a rank without samples left generates along: weights are gathered from all.
             rows = [samples[index] for index in (batches[number] if number < len(batches) else [0])]
-            answers = _answers(teacher, processor, rows, config.relabel.max_new_tokens)
+            answers = _answers(
+                teacher, processor, rows, config.relabel.max_new_tokens, together=engine.zero_stage == 3
+            )
             if number < len(batches):
                 for sample, answer in zip(rows, answers, strict=True):
                     journal.write(json.dumps({"key": label_key(sample), "answer": answer}) + "\n")
@@ -182,8 +185,13 @@ def _teacher_of(sample: Sample, config: RunConfig) -> int | None:
     return next(serving, None)
 
 
-def _answers(model: Any, processor: Any, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-    """Greedy answers, padded on the left so that all begin in the same column."""
+def _answers(
+    model: Any, processor: Any, samples: Sequence[Sample], max_new_tokens: int, *, together: bool
+) -> list[str]:
+    """Greedy answers, padded on the left so that all begin in the same column.
+
+    With `together` all ranks write on until the last one is done, as they need each other's weights.
+    """
     prompts = [
         encode_prompt(processor, chat_messages(sample), [open_image(image) for image in sample.images])
         for sample in samples
@@ -213,7 +221,7 @@ def _answers(model: Any, processor: Any, samples: Sequence[Sample], max_new_toke
             max_new_tokens=max_new_tokens,
             eos_token_id=answer_form(processor).end_id,
             pad_token_id=tokenizer.pad_token_id,
-            synced_gpus=dist.get_world_size() > 1,
+            synced_gpus=together and dist.get_world_size() > 1,
             **extras,
             **vision,
         )

@@ -74,6 +74,9 @@ class RelabelConfig(Config):
     """Questions on one rank at a time."""
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer."""
+    split: bool = True
+    """Under ZeRO-3, split the teacher's weights over the ranks here too; false is faster where one rank holds
+    it whole."""
 
 
 class EngineConfig(Config):
