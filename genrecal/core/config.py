@@ -89,7 +89,9 @@ def parse_config(content: dict[str, Any], kind: type[ConfigType], *, where: Path
             near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind), n=1)
             fix = f"Did you mean '{near[0]}'?" if near else None
             raise ConfigError(f"unknown key '{key}'", where=where, fix=fix) from None
-        raise ConfigError(f"'{key}': {problem['msg']}", where=where) from None
+        # A validator of a whole section at the top has no key; pydantic marks what validators of ours say.
+        what = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"'{key}': {what}" if key else what, where=where) from None
 
 
 def dump_config(config: Config) -> str:

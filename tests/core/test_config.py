@@ -152,3 +152,11 @@ def test_the_resolved_config_reads_back(path: Path, tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml", Outer) == config
     assert parse_config(config.model_dump(mode="json"), Outer, where="x") == config
+
+
+def test_what_a_validator_says_stands_alone(tmp_path: Path) -> None:
+    from genrecal.train.settings import RunConfig
+
+    content = {"method": "sftt", "student": "s", "output": "o", "data": {"sources": [{"path": "d.json"}]}}
+    with pytest.raises(ConfigError, match=r"^run\.yaml: unknown method 'sftt'; known are genrecal"):
+        parse_config(content, RunConfig, where="run.yaml")
