@@ -22,7 +22,7 @@ from genrecal.data.order import step_indices
 from genrecal.data.pair import PairReader
 from genrecal.models.processors import load_processor
 from genrecal.train.engine import engine_config
-from genrecal.train.loop import padding
+from genrecal.train.feed import padding
 from genrecal.train.pairing import comparison_settings
 from genrecal.train.settings import RunConfig
 from genrecal.train.setup import build_stage

@@ -78,7 +78,9 @@ def run(
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start, max_tasks_per_child=CELLS_PER_WORKER
     ) as pool:
-        # One after the other: all of them read the set that the first one draws.
+        # One after the other: the workers read what is drawn and made here.
+        for one in dict.fromkeys((chosen.settings[one.setting].data, one.seed) for one in todo):
+            pool.submit(_draw, path, one, output).result()
         for name in sorted(missing):
             pool.submit(_make, path, name, output).result()
         futures = {pool.submit(_work, path, one, output, results): one for one in todo}
@@ -138,6 +140,15 @@ def _start() -> None:
 
     torch.set_num_threads(1)
     as_one_rank()
+
+
+def _draw(plan: Path, data: tuple[str, int], output: Path) -> None:
+    from benchmarks.pairs import distill_set, draw_test_sets
+    from benchmarks.settings import load_plan
+
+    chosen = load_plan(plan)
+    draw_test_sets(chosen, output)
+    distill_set(chosen, output, *data)
 
 
 def _make(plan: Path, name: str, output: Path) -> None:

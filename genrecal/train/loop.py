@@ -16,22 +16,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from genrecal.core.console import console, progress
-from genrecal.core.errors import GenrecalError, TrainError
+from genrecal.core.errors import TrainError
 from genrecal.core.files import write_text
-from genrecal.data.batch import PairedBatch, collate
-from genrecal.data.order import step_indices
-from genrecal.data.pair import PairedSample, PairReader
+from genrecal.data.batch import PairedBatch
+from genrecal.data.pair import PairReader
 from genrecal.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genrecal.train.engine import DTYPES, device, sum_over_ranks
+from genrecal.train.feed import Feed, micro_batches
 from genrecal.train.objective import Objective, term_name, term_of
 from genrecal.train.points import Point
 from genrecal.train.reading import ReadingProbe, reading_metrics
@@ -73,7 +71,7 @@ def train(engine: Any, run: StageRun) -> None:
         if first:
             console.print(f"{run.name}: resuming after step {first} of {run.steps}")
     engine.train()
-    batches = _batches(run, first)
+    batches = micro_batches(_feed(run), first=first)
     started = said = time.monotonic()
     with progress(disable=not leader) as bar:
         task = bar.add_task(run.name, total=run.steps, completed=first, note="")
@@ -103,11 +101,11 @@ def _say(run: StageRun, record: dict[str, Any], started: float, first: int, said
 def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[PairedBatch]) -> dict[str, Any]:
     started = time.perf_counter()
     config, ranks = run.config, dist.get_world_size()
-    micro_batches = [next(batches) for _ in range(run.settings.accumulation)]
+    step_batches = [next(batches) for _ in range(run.settings.accumulation)]
     # Dropout depends on the step alone, so a resumed run draws what the uninterrupted one drew. After the
     # reading: a DataLoader draws a number too, when it starts.
     torch.manual_seed(hash((config.seed, step, dist.get_rank())) % 2**63)
-    counts = _counts(engine.module, micro_batches)
+    counts = _counts(engine.module, step_batches)
     rate = learning_rate(run.settings, step, run.steps)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
@@ -115,7 +113,7 @@ def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[Pai
     probe = ReadingProbe() if probed else None
     weights = _weights(run)
     sums: dict[str, float] = {}
-    for batch in micro_batches:
+    for batch in step_batches:
         terms = engine(batch.to(device(), DTYPES[config.engine.precision]), probe)
         # A probed step also sends the SFT loss back to z, in stages where it reaches no trained weight.
         trained = weights | ({"sft": weights.get("sft", 1.0)} if probe else {})
@@ -128,7 +126,7 @@ def _optimizer_step(engine: Any, run: StageRun, step: int, batches: Iterator[Pai
     losses = {name: value / _count(name, counts) for name, value in sum_over_ranks(sums).items()}
     total_loss = sum(weights[name] * losses[name] for name in sorted(weights))
     if not math.isfinite(total_loss):
-        ids = ", ".join(sample for batch in micro_batches for sample in batch.ids[:2])
+        ids = ", ".join(sample for batch in step_batches for sample in batch.ids[:2])
         raise TrainError(
             f"the loss is {total_loss} (terms {losses})", where=f"{run.name} step {step}, {ids}, …"
         )
@@ -158,6 +156,17 @@ def learning_rate(settings: StageConfig, step: int, steps: int) -> float:
     return settings.lr_start + (settings.lr_end - settings.lr_start) * done
 
 
+def _feed(run: StageRun) -> Feed:
+    return Feed(
+        reader=run.reader,
+        data=run.config.data,
+        seed=run.config.seed,
+        steps=run.steps,
+        micro_batch=run.settings.micro_batch,
+        accumulation=run.settings.accumulation,
+    )
+
+
 def _weights(run: StageRun) -> dict[str, float]:
     """The weight of every term that the stage trains on, by its name in `Objective.forward`."""
     weights = {}
@@ -185,63 +194,6 @@ def _counts(objective: Objective, batches: list[PairedBatch]) -> dict[str, float
         for name, value in objective.counts(batch).items():
             total[name] = total.get(name, 0.0) + value
     return sum_over_ranks(total)
-
-
-def _batches(run: StageRun, first: int) -> Iterator[PairedBatch]:
-    """The micro-batches of this rank, in order, from step `first` on."""
-    samples = run.reader.samples
-    window = run.config.data.buckets
-    lengths = samples.lengths if window else None
-    # A generator: a stage of the paper has millions of micro-batches.
-    rows = (
-        row
-        for step in range(first, run.steps)
-        for row in step_indices(
-            samples=samples.parts,
-            seed=run.config.seed,
-            step=step,
-            rank=dist.get_rank(),
-            ranks=dist.get_world_size(),
-            micro_batch=run.settings.micro_batch,
-            accumulation=run.settings.accumulation,
-            window=window,
-            steps=run.steps,
-            lengths=lengths,
-        )
-    )
-    reader = run.reader
-    pad = padding(reader)
-    loader = DataLoader(
-        range(len(reader)),  # type: ignore[arg-type]
-        batch_sampler=rows,
-        collate_fn=partial(_read, reader, pad),
-        num_workers=run.config.data.workers,
-    )
-    for batch in loader:
-        if isinstance(batch, GenrecalError):
-            raise batch
-        yield batch
-
-
-def padding(reader: PairReader) -> Callable[[list[PairedSample]], PairedBatch]:
-    """How the reader's samples become a batch."""
-    return partial(
-        collate,
-        student_padding=reader.student.tokenizer.pad_token_id,
-        teacher_paddings=[teacher.tokenizer.pad_token_id for teacher in reader.teachers],
-        student_blank=reader.student_blank,
-        teacher_blanks=reader.teacher_blanks,
-    )
-
-
-def _read(
-    reader: PairReader, pad: Callable[..., PairedBatch], indices: list[int]
-) -> PairedBatch | GenrecalError:
-    """A micro-batch, or what is wrong with it, as a value: a worker's exceptions arrive as tracebacks."""
-    try:
-        return pad([reader[index] for index in indices])
-    except GenrecalError as error:
-        return error
 
 
 def keep_metrics(path: Path, *, stage: str, steps: int) -> None:

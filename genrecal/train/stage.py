@@ -33,8 +33,9 @@ from genrecal.models.processors import load_processor
 from genrecal.train.artifacts import save_stage
 from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerprint, start
 from genrecal.train.features import recalibrated_features
+from genrecal.train.feed import padding
 from genrecal.train.labels import Labels, Relabelled
-from genrecal.train.loop import StageRun, padding, train
+from genrecal.train.loop import StageRun, train
 from genrecal.train.pairing import comparison_settings
 from genrecal.train.points import stage_points
 from genrecal.train.reading import Verdict, verdict
