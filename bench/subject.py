@@ -130,6 +130,7 @@ class CheckpointSubject:
             return_dict=True,
             return_tensors="pt",
             padding=True,
+            input_data_format="channels_last",  # or an image 1 or 3 pixels high is misread
         ).to(self.model.device, self.model.dtype)
         streamer = FirstToken() if len(queries) == 1 else None
         with torch.inference_mode():

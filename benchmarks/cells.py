@@ -148,6 +148,8 @@ def run_config(plan: Plan, cell: Cell, output: Path) -> RunConfig:
             "probe_every": 25,
             "feature_samples": 0,
         },
+        # Every model's scores are known, and a cell's time is one of its results.
+        "preflight": {"mode": "off"},
         "stages": stages,
     }
     return RunConfig.model_validate(merged(content, variant.run))

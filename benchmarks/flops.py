@@ -80,6 +80,6 @@ def _of_update(config: RunConfig, name: str) -> float:
                 micro_batch=settings.micro_batch,
                 accumulation=1,
             )
-            terms = objective(pad([reader[index] for index in indices]))
-            sum(terms[term] for term in stage.terms).backward()
+            batch = pad([reader[index] for index in indices])
+            objective(batch, dict.fromkeys(stage.terms, 1.0)).total.backward()
     return counter.get_total_flops() / BATCHES

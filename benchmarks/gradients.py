@@ -42,11 +42,15 @@ LOSSES = ("distill", "sft")
 
 
 class FeatureProbe(ReadingProbe):
-    """Keeps the student's features of the pass, with a gradient of their own."""
+    """Keeps the student's features of the pass, for each loss with a gradient of their own."""
 
     def watchable(self, z_BSD: torch.Tensor) -> torch.Tensor:
-        self.z_BSD = z_BSD.detach().requires_grad_(True)
-        return self.z_BSD
+        self.of_distill_BSD = z_BSD.detach().requires_grad_(True)
+        return self.of_distill_BSD
+
+    def watch_sft(self, z_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        self.of_sft_BSD = z_BSD.detach().requires_grad_(True)
+        return self.of_sft_BSD
 
 
 def measure_rows(plan: Plan, rows: Sequence[str], output: Path, results: Path) -> None:
@@ -104,11 +108,10 @@ def _measure(plan: Plan, cell: Cell, output: Path) -> dict[str, Any]:
             accumulation=1,
         )
         batch, probe = pad([reader[index] for index in indices]), FeatureProbe()
-        terms = objective(batch, probe)
         counts = objective.counts(batch)
-        distill = (terms["ar"] + terms["kl"]) / counts["aligned_tokens"]
-        (of_distill_BSD,) = torch.autograd.grad(distill, probe.z_BSD, retain_graph=True)
-        (of_sft_BSD,) = torch.autograd.grad(terms["sft"] / counts["student_tokens"], probe.z_BSD)
+        scales = dict.fromkeys(("ar", "kl"), 1 / counts["aligned_tokens"])
+        total, _ = objective(batch, scales | {"sft": 1 / counts["student_tokens"]}, probe)
+        of_distill_BSD, of_sft_BSD = torch.autograd.grad(total, (probe.of_distill_BSD, probe.of_sft_BSD))
         for name, mask_BS in position_masks(batch.student, image_token_id).items():
             for loss, gradient_BSD in zip(LOSSES, (of_distill_BSD, of_sft_BSD), strict=True):
                 squares[loss][name] += float(gradient_BSD[mask_BS].square().sum())

@@ -75,21 +75,26 @@ def run(
     }
     console.print(f"{len(todo)} of {len(wanted)} cells to run, {workers} workers")
     started, done, failed = time.monotonic(), 0, 0
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start, max_tasks_per_child=CELLS_PER_WORKER
-    ) as pool:
+    with _pool(workers) as pool:
         # One after the other: the workers read what is drawn and made here.
         for one in dict.fromkeys((chosen.settings[one.setting].data, one.seed) for one in todo):
             pool.submit(_draw, path, one, output).result()
         for name in sorted(missing):
             pool.submit(_make, path, name, output).result()
-        futures = {pool.submit(_work, path, one, output, results): one for one in todo}
-        for future in as_completed(futures):
-            one, line = futures[future], future.result()
-            done += 1
-            failed += line.startswith("FAILED")
-            left = (time.monotonic() - started) / done * (len(todo) - done)
-            console.print(f"{done}/{len(todo)} {one.row} seed {one.seed}: {line}; ETA {left / 60:.0f} min")
+    # New workers from time to time, as a worker keeps what its cells have read.
+    for first in range(0, len(todo), CELLS_PER_WORKER * workers):
+        with _pool(workers) as pool:
+            some = todo[first : first + CELLS_PER_WORKER * workers]
+            futures = {pool.submit(_work, path, one, output, results): one for one in some}
+            for future in as_completed(futures):
+                one, line = futures[future], future.result()
+                done += 1
+                failed += line.startswith("FAILED")
+                left = (time.monotonic() - started) / done * (len(todo) - done)
+                console.print(
+                    f"{done}/{len(todo)} {one.row} seed {one.seed}: {line}; ETA {left / 60:.0f} min"
+                )
+    with _pool(1) as pool:
         pool.submit(_count, path, tuple(dict.fromkeys(one.row for one in wanted)), output, results).result()
     if failed:
         raise typer.Exit(1)
@@ -129,6 +134,10 @@ def gradients(
     from benchmarks.settings import DEFAULTS, load_plan
 
     measure_rows(load_plan(plan or DEFAULTS), row, output, results)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
 
 
 def _start() -> None:

@@ -19,8 +19,22 @@ from tests.tiny import TinyData, TinyPair
 runner = CliRunner()
 
 OPTIONS = {
+    "cache": {"--set"},
     "convert": set(),
-    "distill": {"--set"},
+    "distill": {"--set", "--launch", "--submit", "--dry-run"},
+    "plan": {
+        "--set",
+        "--plan",
+        "--gpu",
+        "--ranks",
+        "--samples",
+        "--question-tokens",
+        "--answer-tokens",
+        "--tiles",
+        "--utilisation",
+        "--models",
+        "--json",
+    },
     "export": {"--int8", "--fp32", "--output"},
     "pairs": {"--teacher", "--student"},
     "ask": {"--max-new-tokens", "--seed", "--threads", "--device"},

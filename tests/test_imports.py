@@ -18,6 +18,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "peft", "optimum", "accelerate", 
 EDGE_LIBRARIES = {"numpy", "onnxruntime", "tokenizers", "PIL", "jinja2", "pydantic", "yaml", "rich", "psutil"}
 BASE_LIBRARIES = {"numpy", "PIL", "jinja2", "pydantic", "yaml", "rich", "typer"}
 PACKAGES = (
+    "genrecal.plan",
     "genrecal.train",
     "genrecal.export",
     "genrecal.demo",
@@ -130,6 +131,7 @@ ARROWS = {
     "genrecal.models": ("genrecal.data",),
     "genrecal.convert": ("genrecal.models",),
     "genrecal.train": ("genrecal.data", "genrecal.models"),
+    "genrecal.plan": ("genrecal.data", "genrecal.models", "genrecal.train"),
     "genrecal.export": ("genrecal.data", "genrecal.models", "edge"),
     # What a run and a bench leave on disk, and nothing of how it came there.
     "genrecal.figures": ("bench.report",),

@@ -63,3 +63,9 @@ class TrainError(GenrecalError):
     """A training run that cannot go on."""
 
     exit_code = 8
+
+
+class Requeue(GenrecalError):
+    """A run that was asked to end by a signal and has left all that it needs to go on (EX_TEMPFAIL)."""
+
+    exit_code = 75

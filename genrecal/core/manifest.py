@@ -39,19 +39,28 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def write_manifest(folder: Path, *, kind: str, **facts: Any) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def write_manifest(
+    folder: Path, *, kind: str, files: dict[str, dict[str, Any]] | None = None, **facts: Any
+) -> dict[str, Any]:
     """Hash every file below `folder` and write its manifest, after everything else is there.
 
     Args:
         folder: a finished folder.
         kind: "run", "student", "build" …
+        files: `file_entry` of every file by its name, where others hashed them; None: hash them here.
         facts: what else the manifest says (provenance, quantization, settings), JSON values.
     """
-    files = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() != NAME
-    }
+    if files is None:
+        files = {
+            path.relative_to(folder).as_posix(): file_entry(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder).as_posix() != NAME
+        }
     manifest = {"kind": kind, "format": FORMAT, "versions": installed_versions(), "files": files, **facts}
     write_json(folder / NAME, manifest)
     return manifest
@@ -92,17 +101,26 @@ def verify_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
         GenrecalError: a file is missing or its size or SHA-256 differs.
     """
     manifest = read_manifest(folder, kind=kind)
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise GenrecalError(f"file '{name}' is missing", where=folder, fix="Copy the whole folder again")
-        if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
-            raise GenrecalError(
-                f"file '{name}' differs from its SHA-256 in {NAME}",
-                where=folder,
-                fix="Copy the whole folder again",
-            )
+    for name in manifest["files"]:
+        verify_file(folder, name, manifest)
     return manifest
+
+
+def verify_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Check that one file of a manifest is there, unaltered.
+
+    Raises:
+        GenrecalError: it is missing, or its size or SHA-256 differs.
+    """
+    entry, path = manifest["files"][name], folder / name
+    if not path.is_file():
+        raise GenrecalError(f"file '{name}' is missing", where=folder, fix="Copy the whole folder again")
+    if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+        raise GenrecalError(
+            f"file '{name}' differs from its SHA-256 in {NAME}",
+            where=folder,
+            fix="Copy the whole folder again",
+        )
 
 
 def _is_file_list(files: Any) -> bool:

@@ -2,7 +2,9 @@
 
 A batch without any image gets a blank one behind the end of its shortest sample, where the attention mask is
 zero and no loss looks. ZeRO-3 gathers a module's weights from all ranks when the module runs, so a rank whose
-samples are text alone has to run the vision encoder as the others do.
+samples are text alone has to run the vision encoder as the others do. The row of a sample that was left out
+has no answer (pair.py::absent_sample); where all rows are such ones, the batch has one answer position and no
+answer.
 
 Shapes: B samples, S tokens of the longest one, A tokens of the longest answer.
 """
@@ -15,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from genrecal.data.features import BatchFeatures, Origin, pad_features
 from genrecal.data.inputs import Prompt, join_vision
 from genrecal.data.pair import PairedSample, TokenizedSample
+from genrecal.data.quarantine import Quarantined
 
 # Ends of padded answer positions: behind every answer.
 NEVER = 2**31
@@ -34,6 +38,8 @@ class Batch:
     answer_ends_BA: torch.Tensor  # characters of the answer that are complete with each token
     token_inputs: dict[str, torch.Tensor]  # [B, S] each, what some families read beside the ids
     vision: dict[str, torch.Tensor]
+    features: BatchFeatures | None = None  # in place of a forward pass: the ids are the answers' alone then
+    origins: tuple[Origin | None, ...] = ()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """On `device`, with the pixels in the model's `dtype`."""
@@ -49,6 +55,8 @@ class Batch:
                 name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
                 for name, value in self.vision.items()
             },
+            features=None if self.features is None else self.features.to(device),
+            origins=self.origins,
         )
 
     @property
@@ -60,10 +68,11 @@ class Batch:
 class PairedBatch:
     """The same samples for the student and for every teacher of the run."""
 
-    ids: tuple[str, ...]
-    domains: tuple[str, ...]
+    ids: tuple[str, ...]  # of the samples that have an answer
+    domains: tuple[str, ...]  # of all rows
     student: Batch
     teachers: tuple[Batch, ...] = ()
+    quarantined: tuple[Quarantined, ...] = ()  # what was left out of it
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PairedBatch:
         return PairedBatch(
@@ -71,6 +80,7 @@ class PairedBatch:
             domains=self.domains,
             student=self.student.to(device, dtype),
             teachers=tuple(teacher.to(device, dtype) for teacher in self.teachers),
+            quarantined=self.quarantined,
         )
 
 
@@ -84,7 +94,7 @@ def collate(
 ) -> PairedBatch:
     """Pad `rows` into one PairedBatch with each VLM's padding token, and its blank image where none is."""
     return PairedBatch(
-        ids=tuple(row.id for row in rows),
+        ids=tuple(row.id for row in rows if row.answered),
         domains=tuple(row.domain for row in rows),
         student=collate_one([row.student for row in rows], padding=student_padding, blank=student_blank),
         teachers=tuple(
@@ -95,7 +105,13 @@ def collate(
 
 
 def collate_one(rows: Sequence[TokenizedSample], *, padding: int, blank: Prompt | None = None) -> Batch:
-    """Pad one VLM's sequences; images of all samples follow each other in the order of the samples."""
+    """Pad one VLM's sequences; images of all samples follow each other in the order of the samples.
+
+    Rows with features stand for themselves: nothing but their answers is padded, and no image is needed.
+    """
+    features = [row.features for row in rows if row.features is not None]
+    if features:
+        blank = None
     sequences = [torch.cat([row.question_ids, row.answer_ids]) for row in rows]
     answers = [row.answer_ids for row in rows]
     pad = torch.nn.utils.rnn.pad_sequence
@@ -112,16 +128,25 @@ def collate_one(rows: Sequence[TokenizedSample], *, padding: int, blank: Prompt 
         masks[place] = torch.cat([masks[place], torch.zeros_like(blank.ids)])
         vision = dict(blank.vision)
     length = max(len(ids) for ids in sequences)
+    answer_masks = [torch.ones_like(ids, dtype=torch.bool) for ids in answers]
+    ends = [row.answer_ends for row in rows]
+    if not any(len(ids) for ids in answers):
+        # One position that is no answer: losses look for a first one.
+        answers[0] = answers[0].new_full((1,), padding)
+        answer_masks[0] = answer_masks[0].new_zeros(1)
+        ends[0] = ends[0].new_full((1,), NEVER)
     return Batch(
         input_ids_BS=pad(sequences, batch_first=True, padding_value=padding),
         attention_mask_BS=pad(masks, batch_first=True),
-        question_lengths_B=torch.tensor([len(row.question_ids) for row in rows]),
+        question_lengths_B=torch.tensor([row.question_length for row in rows]),
         answer_ids_BA=pad(answers, batch_first=True, padding_value=padding),
-        answer_mask_BA=pad([torch.ones_like(ids, dtype=torch.bool) for ids in answers], batch_first=True),
-        answer_ends_BA=pad([row.answer_ends for row in rows], batch_first=True, padding_value=NEVER),
+        answer_mask_BA=pad(answer_masks, batch_first=True),
+        answer_ends_BA=pad(ends, batch_first=True, padding_value=NEVER),
         token_inputs={
             name: torch.stack([nn.functional.pad(entry, (0, length - len(entry))) for entry in entries])
             for name, entries in token_inputs.items()
         },
         vision=vision,
+        features=pad_features(features) if features else None,
+        origins=tuple(row.origin for row in rows),
     )

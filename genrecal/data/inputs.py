@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -68,7 +69,13 @@ def encode_prompt(
         for message in messages
     ]
     encoded = processor.apply_chat_template(
-        filled, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        filled,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        # Processors guess it, and take an image 1 or 3 pixels high for one with its channels first.
+        input_data_format="channels_last",
     )
     entries = {name: value for name, value in encoded.items() if name != "attention_mask"}
     ids = entries.pop("input_ids")[0]
@@ -83,18 +90,64 @@ def blank_prompt(processor: Any) -> Prompt:
     """A prompt with the smallest image that says nothing (batch.py says what for).
 
     White, as Idefics3 takes a tile that is zero after normalisation for padding.
+
+    Raises:
+        ModelError: chat template and processor do not fit each other.
     """
     smallest = copy.copy(processor)
     smallest.image_processor = copy.copy(processor.image_processor)
     for name, value in family_of_processor(processor).uncut.items():
         setattr(smallest.image_processor, name, value)
     white = Image.new("RGB", (BLANK_PX, BLANK_PX), "white")
-    return encode_prompt(smallest, [{"role": "user", "content": [{"type": "image"}]}], [white])
+    try:
+        return encode_prompt(smallest, [{"role": "user", "content": [{"type": "image"}]}], [white])
+    except Exception as error:  # whatever a template or a processor of another model makes of it
+        message = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{type(processor).__name__} cannot put an image into a prompt ({message})",
+            where=getattr(processor.tokenizer, "name_or_path", None) or None,
+            fix="Are its chat template, tokenizer and settings from one checkpoint?",
+        ) from error
+
+
+def image_token_counts(processor: Any, sizes: np.ndarray) -> np.ndarray:
+    """How many tokens images of these sizes take in a prompt, but for what a template puts around each, [N].
+
+    By the method that every VLM's processor in transformers has for engines that plan their batches.
+
+    Args:
+        processor: of a family in FAMILIES, with its limits set.
+        sizes: width and height, [N, 2].
+    """
+    if not len(sizes):
+        return np.zeros(0, np.int64)
+    found = processor._get_num_multimodal_tokens(
+        image_sizes=[(int(height), int(width)) for width, height in sizes]
+    )
+    return np.array(found["num_image_tokens"], np.int64)
 
 
 def placeholders(processor: Any) -> tuple[str, ...]:
     """The texts that stand for an image or a video, so that no user's text may hold them."""
     return tuple(getattr(processor, name) for name in family_of_processor(processor).placeholders)
+
+
+@lru_cache(maxsize=64)
+def turn_tokens(processor: Any) -> tuple[str, ...]:
+    """The special tokens that the chat template builds a conversation of, and those that begin or end a text.
+
+    A tokenizer reads them wherever they stand: typed in a user's text, they would end the turn. Special
+    tokens that no template writes (boxes, regions) are the data's own, and texts may hold them.
+    """
+    text = {"type": "text", "text": PROBE}
+    question = {"role": "user", "content": [{"type": "image"}, text]}
+    whole = processor.apply_chat_template(
+        [question, {"role": "assistant", "content": [text]}, question], add_generation_prompt=True
+    )
+    tokenizer = processor.tokenizer
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(sorted({token for token in special if token in whole or token in ends}))
 
 
 @lru_cache(maxsize=64)

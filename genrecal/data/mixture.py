@@ -22,6 +22,7 @@ from genrecal.core.images import open_image
 from genrecal.core.types import DOMAINS, Sample
 from genrecal.data.bad import BadRows
 from genrecal.data.cache import Table, open_table
+from genrecal.data.lengths import image_sizes, token_lengths
 from genrecal.data.order import Part, epoch_size
 from genrecal.data.source import MixtureConfig, SourceConfig
 
@@ -53,12 +54,16 @@ class Mixture(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return tuple(self[place] for place in range(*index.indices(len(self))))
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        row = place if self._kept is None else int(self._kept[place])
+        row = self.place(index)
         table = int(np.searchsorted(self._ends, row, side="right")) - 1
         return self.tables[table][row - int(self._ends[table])]
+
+    def place(self, index: int) -> int:
+        """One of `places`."""
+        within = index + len(self) if index < 0 else index
+        if not 0 <= within < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return within if self._kept is None else int(self._kept[within])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_holder": None}
@@ -82,6 +87,16 @@ class Mixture(Sequence[Sample]):
     def lengths(self) -> np.ndarray:
         """About how long each sample is, in characters of text, int32 [N]; an image counts for many."""
         return self._column("characters") + self._column("images").astype(np.int32) * IMAGE_CHARACTERS
+
+    def token_lengths(self, processors: Sequence[Any]) -> np.ndarray:
+        """About how many tokens each sample has for VLMs with these processors, int32 [N] (lengths.py)."""
+        whole = token_lengths(self.tables, processors)
+        return whole if self._kept is None else whole[self._kept]
+
+    @property
+    def places(self) -> np.ndarray:
+        """The place of each sample among all rows of all tables, int64 [N]; a choice of them keeps theirs."""
+        return np.arange(self._ends[-1]) if self._kept is None else self._kept
 
     @property
     def skipped(self) -> int:
@@ -118,6 +133,9 @@ def read_mixture(data: MixtureConfig | Sequence[SourceConfig], *, cache: Path | 
     bad = BadRows(skips=config.on_bad == "skip", limit=config.max_bad)
     tables = [open_table(source, folder, bad) for source in config.sources]
     bad.require_none()
+    if config.buckets:
+        for table in tables:
+            image_sizes(table)  # once, before ranks start
     mixture = _without_ids(Mixture(tables, holder=holder), config)
     mixture = without_domains(mixture, config.exclude_domains)
     if not epoch_size(mixture.parts):

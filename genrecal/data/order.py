@@ -97,6 +97,16 @@ def step_indices(
     return [_at(np.arange(start, start + micro_batch), samples, seed).tolist() for start in starts]
 
 
+def read_by(samples: Samples, *, seed: int, steps: int, per_step: int) -> np.ndarray:
+    """Which samples the first `steps` steps of `per_step` samples read, bool [N]; windows change nothing."""
+    size = samples if isinstance(samples, int) else sum(part.samples for part in samples)
+    read = np.zeros(size, bool)
+    for first in range(0, steps * per_step, epoch_size(samples)):
+        last = min(first + epoch_size(samples), steps * per_step)
+        read[_at(np.arange(first, last), samples, seed)] = True
+    return read
+
+
 def _sorted_step(
     samples: Samples,
     seed: int,

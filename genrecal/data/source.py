@@ -72,11 +72,12 @@ class MixtureConfig(Config):
     exclude_ids: Path | None = None
     """JSON file with ids to leave out of every source."""
     on_bad: Literal["stop", "skip"] = "stop"
-    """What a row that cannot be used does: stop the run before it starts, or be skipped and written down."""
+    """What a row or sample that cannot be used does: stop the run, or be left out and written down."""
     max_bad: int = Field(default=100, ge=0)
-    """With `skip`: so many bad rows, over all sources, are left out; more stop the run after all."""
+    """With `skip`: so many rows and samples, over all sources, are left out; more stop the run after all."""
     buckets: int = Field(default=0, ge=0)
-    """So many global batches are sorted by length together, so that a micro-batch pads little; 0: none."""
+    """So many global batches are sorted by length together, so that a micro-batch pads little; 0: none.
+    With 1 every step reads what it would read without it."""
     cache: Path | None = None
     """Where sources lie as Arrow tables; default: data-cache beside the run folder."""
 
@@ -180,7 +181,8 @@ def read_source(source: SourceConfig, rows: Rows) -> Iterator[Reading]:
             for image in samples[-1].images:
                 if isinstance(image, Path) and not folder.holds(image):
                     fix = f"Sample '{samples[0].id}' of {source.name} names it"
-                    raise DataError("no such image", where=image, fix=fix)
+                    what = "is no regular file" if image.exists() else "no such image"
+                    raise DataError(what, where=image, fix=fix)
         except DataError as error:
             yield Reading(row=row, error=error)
         else:

@@ -93,6 +93,11 @@ class NvlmProcessor(ProcessorMixin):
         self._check_special_mm_tokens(texts, encoded, modalities=["image"])
         return BatchFeature(data={**encoded, **vision}, tensor_type=return_tensors)
 
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> dict[str, list[int]]:
+        """As of transformers' own: the tokens of images of (height, width), without the tiles' tags."""
+        tiles = [self.image_processor.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
+        return {"num_image_tokens": [count * self.image_seq_length for count in tiles]}
+
     def _fill(self, prompt: str, following: Iterator[int]) -> str:
         first, *rest = prompt.split(self.image_token)
         counts = islice(following, len(rest))

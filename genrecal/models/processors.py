@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class SmolVLMProcessor(Idefics3Processor):
 
     image_processor_class = "SmolVLMImageProcessor"
 
+
+NAMED = 5  # weights that an error names
 
 # Classes of our own, by the name that a family and a folder give them.
 OWN_PROCESSORS: dict[str, type] = {"NvlmProcessor": NvlmProcessor, "SmolVLMProcessor": SmolVLMProcessor}
@@ -115,16 +117,37 @@ def _processor_class(model_type: str) -> Any:
 
 
 def load_model(folder: Path, *, code: RemoteCode | None = None, **options: Any) -> Any:
-    """The image-text-to-text model of a folder, in evaluation mode; `code` as in `load_processor`."""
+    """The image-text-to-text model of a folder, in evaluation mode; `code` as in `load_processor`.
+
+    Raises:
+        ModelError: no model can be loaded, or the folder lacks weights of its class. transformers would draw
+            them at random and say so in a warning.
+    """
     check_model_folder(folder)
     allowed = check_remote_code(folder, code or RemoteCode()).options
     try:
         with _no_new_embeddings():
-            model = AutoModelForImageTextToText.from_pretrained(folder, **allowed, **options)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder, output_loading_info=True, **allowed, **options
+            )
     except Exception as error:  # as above
         raise ModelError(f"its model cannot be loaded ({_one_line(error)})", where=folder) from error
+    model, loading = loaded
+    _require_weights(folder, type(model).__name__, loading["missing_keys"])
     _restore_frequencies(model)
     return model.eval()
+
+
+def _require_weights(folder: Path, kind: str, missing: Collection[str]) -> None:
+    """Raise a ModelError if `missing` names any; weights that are tied to others are none of them."""
+    if missing:
+        named = ", ".join(sorted(missing)[:NAMED])
+        more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+        raise ModelError(
+            f"lacks weights of {kind}: {named}{more}",
+            where=folder,
+            fix="Is the download complete, and is config.json this checkpoint's?",
+        )
 
 
 @contextmanager

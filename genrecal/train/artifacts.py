@@ -23,9 +23,9 @@ from genrecal.data.batch import Batch
 from genrecal.models.lora import merge_lora
 from genrecal.models.processors import load_model
 from genrecal.models.remote_code import RemoteCode
-from genrecal.train.checkpoint import writing
 from genrecal.train.engine import gather
 from genrecal.train.setup import StageModels, named, recalibrator_file
+from genrecal.train.writing import writing
 
 # Relative to the largest logit; the difference is rounding in the adapter's extra matrix products.
 FEATURES_FILE = "features.safetensors"

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from genrecal.core.errors import TrainError
 from genrecal.data.align import common_ends
 from genrecal.data.batch import Batch, PairedBatch
 from genrecal.models.vlm import layer_features, predicting_features
+from genrecal.train.head_pair import HeadPair
 from genrecal.train.losses import (
+    answer_cross_entropy,
     relation_distance,
     reverse_divergence,
     skewed_reverse_divergence,
@@ -45,8 +48,7 @@ class Comparison:
 class Pair:
     """Both models' features of one batch; `embedded` is what each body was fed."""
 
-    student: Any
-    teacher: Any
+    heads: HeadPair
     batch_s: Batch
     batch_l: Batch
     z_s_BSD: torch.Tensor
@@ -54,18 +56,23 @@ class Pair:
     embedded_s_BSD: torch.Tensor
     embedded_l_BSD: torch.Tensor
 
-    def logits(self, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Teacher's and student's logits over their common entries at `mask_BS`, [T, V] each."""
-        p = self.teacher.get_output_embeddings()(self.z_l_BSD[mask_BS])
-        q = self.student.get_output_embeddings()(self.z_s_BSD[mask_BS])
-        return _common(p, q)
+    def at(self, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Teacher's and student's features at `mask_BS`, [T, D] each."""
+        return self.z_l_BSD[mask_BS], self.z_s_BSD[mask_BS]
+
+    def answers(self, mask_BA: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Teacher's and student's features that predict the answer tokens of `mask_BA`, [T, D] each."""
+        length = mask_BA.shape[1]
+        z_l_BAD = predicting_features(self.z_l_BSD, self.batch_l)[:, :length]
+        z_s_BAD = predicting_features(self.z_s_BSD, self.batch_s)[:, :length]
+        return z_l_BAD[mask_BA], z_s_BAD[mask_BA]
 
 
 def comparison_terms(
     losses: Sequence[str],
     settings: Comparison,
     *,
-    student: Any,
+    heads: HeadPair,
     teacher: Any,
     embedded_s_BSD: torch.Tensor,
     z_s_BSD: torch.Tensor,
@@ -83,8 +90,7 @@ def comparison_terms(
     with torch.no_grad():
         embedded_l_BSD, z_l_BSD = layer_features(teacher, batch_l, (0.0, 1.0))
     pair = Pair(
-        student=student,
-        teacher=teacher,
+        heads=heads,
         batch_s=batch.student,
         batch_l=batch_l,
         z_s_BSD=z_s_BSD,
@@ -113,21 +119,22 @@ def _divergence(
 ) -> torch.Tensor:
     """`divergence` of every position of the sample, or of every answer token, [T]."""
     if settings.answer_only:
-        return divergence(*_answer_logits(pair))
-    return divergence(*pair.logits(position_mask(pair.batch_s)))
+        features = pair.answers(pair.batch_s.answer_mask_BA)
+    else:
+        features = pair.at(position_mask(pair.batch_s))
+    return pair.heads(_over_common(divergence), *features)
 
 
-def _answer_logits(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
-    """Teacher's and student's logits at the answer tokens, equal in number, [T, V] each."""
-    mask_BA = pair.batch_s.answer_mask_BA
-    p = pair.teacher.get_output_embeddings()(predicting_features(pair.z_l_BSD, pair.batch_l)[mask_BA])
-    q = pair.student.get_output_embeddings()(predicting_features(pair.z_s_BSD, pair.batch_s)[mask_BA])
-    return _common(p, q)
+def _over_common(
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`divergence` of distributions over the entries that both vocabularies have."""
 
+    def over_common(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
+        entries = min(p_TV.shape[-1], q_TV.shape[-1])
+        return divergence(p_TV[:, :entries], q_TV[:, :entries])
 
-def _common(p_TV: torch.Tensor, q_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    entries = min(p_TV.shape[-1], q_TV.shape[-1])
-    return p_TV[:, :entries], q_TV[:, :entries]
+    return over_common
 
 
 def _reverse(pair: Pair, settings: Comparison) -> torch.Tensor:
@@ -142,11 +149,13 @@ def _skewed(pair: Pair, settings: Comparison) -> torch.Tensor:
 
 
 def _response(pair: Pair, settings: Comparison) -> torch.Tensor:
-    return teacher_divergence(*_answer_logits(pair))
+    features = pair.answers(pair.batch_s.answer_mask_BA)
+    return pair.heads(_over_common(teacher_divergence), *features)
 
 
 def _visual(pair: Pair, settings: Comparison) -> torch.Tensor:
-    return teacher_divergence(*pair.logits(image_mask(pair.batch_s, settings.image_token_id)))
+    features = pair.at(image_mask(pair.batch_s, settings.image_token_id))
+    return pair.heads(_over_common(teacher_divergence), *features)
 
 
 def _relation(pair: Pair, settings: Comparison) -> torch.Tensor:
@@ -163,13 +172,11 @@ def _relation(pair: Pair, settings: Comparison) -> torch.Tensor:
 
 def _uld(pair: Pair, settings: Comparison) -> torch.Tensor:
     """By place: the n-th answer token of the one beside the n-th of the other, as far as both go."""
-    paired_BA = paired_mask(pair.batch_s, pair.batch_l)
-    length = paired_BA.shape[1]
-    z_l_TD = predicting_features(pair.z_l_BSD, pair.batch_l)[:, :length][paired_BA]
-    z_s_TD = predicting_features(pair.z_s_BSD, pair.batch_s)[:, :length][paired_BA]
-    p = pair.teacher.get_output_embeddings()(z_l_TD).float().softmax(-1)
-    q = pair.student.get_output_embeddings()(z_s_TD).float().softmax(-1)
-    return sorted_distance(p, q)
+
+    def distance(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
+        return sorted_distance(p_TV.float().softmax(-1), q_TV.float().softmax(-1))
+
+    return pair.heads(distance, *pair.answers(paired_mask(pair.batch_s, pair.batch_l)))
 
 
 def paired_mask(batch_s: Batch, batch_l: Batch) -> torch.Tensor:
@@ -187,32 +194,59 @@ def _gold(pair: Pair, settings: Comparison) -> torch.Tensor:
     """
     assert settings.shared_ids is not None
     ids_s, ids_l = (ids.to(pair.z_s_BSD.device) for ids in settings.shared_ids)
-    log_q_GV = _spelled(pair.student, pair.z_s_BSD, pair.batch_s, pair.batch_l, ids_s)
+
+    def divergence(
+        p_GV: torch.Tensor, q_GV: torch.Tensor, rest_l_G: torch.Tensor, rest_s_G: torch.Tensor
+    ) -> torch.Tensor:
+        log_p_GV, log_q_GV = _spelled(p_GV, ids_l, rest_l_G), _spelled(q_GV, ids_s, rest_s_G)
+        return functional.kl_div(log_q_GV, log_p_GV, log_target=True, reduction="none").sum(-1)
+
+    groups_s, groups_l = _groups(pair.batch_s, pair.batch_l), _groups(pair.batch_l, pair.batch_s)
+    z_s_TD = predicting_features(pair.z_s_BSD, pair.batch_s)[pair.batch_s.answer_mask_BA]
+    z_l_TD = predicting_features(pair.z_l_BSD, pair.batch_l)[pair.batch_l.answer_mask_BA]
     with torch.no_grad():
-        log_p_GV = _spelled(pair.teacher, pair.z_l_BSD, pair.batch_l, pair.batch_s, ids_l)
-    return torch.nn.functional.kl_div(log_q_GV, log_p_GV, log_target=True, reduction="none").sum(-1)
+        rest_l_G = _rest(
+            groups_l, pair.batch_l, lambda z_TD, ids_T: pair.heads(_own, z_TD, None, ids_T), z_l_TD
+        )
+    rest_s_G = _rest(groups_s, pair.batch_s, lambda z_TD, ids_T: pair.heads(_own, None, z_TD, ids_T), z_s_TD)
+    firsts_l, firsts_s = ([group[0] for group in groups] for groups in (groups_l, groups_s))
+    return pair.heads(divergence, z_l_TD[firsts_l], z_s_TD[firsts_s], rest_l_G, rest_s_G)
 
 
-def _spelled(
-    model: Any, z_BSD: torch.Tensor, batch: Batch, other: Batch, shared_M: torch.Tensor
-) -> torch.Tensor:
-    """Log-probabilities of the shared entries and of the rest, [G, M + 1], at the common ends of a batch."""
-    mask_BA = batch.answer_mask_BA
-    logits_TV = model.get_output_embeddings()(predicting_features(z_BSD, batch)[mask_BA])
-    log_TV = logits_TV.float().log_softmax(-1)
-    own_T = log_TV.gather(1, batch.answer_ids_BA[mask_BA][:, None])[:, 0]
-    firsts, rests = [], []
-    offset = 0
-    for row, length in enumerate(mask_BA.sum(1).tolist()):
+def _groups(batch: Batch, other: Batch) -> list[range]:
+    """Of each common end the answer tokens that lead to it, by their places among all of the batch."""
+    groups, offset = [], 0
+    for row, length in enumerate(batch.answer_mask_BA.sum(1).tolist()):
         begin = 0
         for end, _ in common_ends(batch.answer_ends_BA[row, :length], _ends(other, row)):
-            firsts.append(offset + begin)
-            rests.append(own_T[offset + begin + 1 : offset + end + 1].sum())
+            groups.append(range(offset + begin, offset + end + 1))
             begin = end + 1
         offset += length
-    if not firsts:
-        return log_TV[:0, : len(shared_M) + 1]
-    shared_GM = log_TV[firsts][:, shared_M] + torch.stack(rests)[:, None]
+    return groups
+
+
+def _own(logits_TV: torch.Tensor, ids_T: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each token, [T]."""
+    return -answer_cross_entropy(logits_TV, ids_T)
+
+
+def _rest(
+    groups: Sequence[range],
+    batch: Batch,
+    own: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    z_TD: torch.Tensor,
+) -> torch.Tensor:
+    """Log-probability of what follows each group's first token, [G]."""
+    places = [place for group in groups for place in group[1:]]
+    following = [number for number, group in enumerate(groups) for _ in group[1:]]
+    own_T = own(z_TD[places], batch.answer_ids_BA[batch.answer_mask_BA][places])
+    group_T = torch.tensor(following, dtype=torch.long, device=own_T.device)
+    return own_T.new_zeros(len(groups)).index_add(0, group_T, own_T)
+
+
+def _spelled(logits_GV: torch.Tensor, shared_M: torch.Tensor, rest_G: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the shared entries and of all others together, [G, M + 1]."""
+    shared_GM = logits_GV.float().log_softmax(-1)[:, shared_M] + rest_G[:, None]
     spent_G = shared_GM.logsumexp(-1).clamp(max=-1e-6)
     return torch.cat([shared_GM, torch.log1p(-spent_G.exp())[:, None]], dim=-1)
 

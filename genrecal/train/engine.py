@@ -7,28 +7,53 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import groups
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from genrecal.core.errors import ConfigError
 from genrecal.train.settings import EngineConfig, OptimizerConfig
 from genrecal.train.stages import StageConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def join_ranks() -> None:
-    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name."""
+def join_ranks(timeout_minutes: float = 30.0) -> None:
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name.
+
+    Args:
+        timeout_minutes: a collective that some rank does not come to fails after so long.
+    """
     if not dist.is_initialized():
         with redirect_stdout(io.StringIO()):  # it prints a line for an operator that it has found
-            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+            deepspeed.init_distributed(
+                "nccl" if torch.cuda.is_available() else "gloo",
+                verbose=False,
+                timeout=timedelta(minutes=timeout_minutes),
+            )
+        _unlink_buffers()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _unlink_buffers() -> None:
+    """Take the names of DeepSpeed's shared memory away, once all ranks have it open.
+
+    Its operator for CPUs leaves 66 MiB a rank behind at every launch, and a later one at the same port could
+    open what a dead rank left.
+    """
+    dist.barrier()
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def device() -> torch.device:
@@ -51,6 +76,9 @@ def engine_config(engine: EngineConfig, optimizer: OptimizerConfig, stage: Stage
     zero: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False  # `gather` below writes what we need
+        zero["zero_hpz_partition_size"] = engine.hpz_partition
+        if engine.offload_params == "cpu":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": stage.micro_batch,
         "gradient_accumulation_steps": stage.accumulation,
@@ -76,13 +104,42 @@ def engine_config(engine: EngineConfig, optimizer: OptimizerConfig, stage: Stage
 
 @contextmanager
 def loading_for(config: dict[str, Any]) -> Iterator[None]:
-    """While this is open, `from_pretrained` splits ZeRO-3 weights over the ranks as it reads them."""
+    """While this is open, `from_pretrained` splits ZeRO-3 weights over the ranks as it reads them.
+
+    Raises:
+        ConfigError: the ranks do not fall into groups of `engine.hpz_partition`.
+    """
+    size = config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    if size > 1 and dist.get_world_size() % size:
+        raise ConfigError(
+            f"{dist.get_world_size()} ranks do not fall into groups of {size}", where="engine.hpz_partition"
+        )
     held = HfDeepSpeedConfig(config)
     try:
-        yield
+        with _one_group_of_neighbours():
+            yield
     finally:
         del held
         unset_hf_deepspeed_config()
+
+
+@contextmanager
+def _one_group_of_neighbours() -> Iterator[None]:
+    """While this is open, models share hpZ's groups of ranks.
+
+    DeepSpeed 0.19.8 makes them anew for every model that is loaded, and refuses to for the second one.
+    """
+    create = groups._create_zero_param_parallel_group
+
+    def create_once(size: int) -> None:
+        if groups._get_zero_param_intra_parallel_group() is None:
+            create(size)
+
+    groups._create_zero_param_parallel_group = create_once
+    try:
+        yield
+    finally:
+        groups._create_zero_param_parallel_group = create
 
 
 def start(module: nn.Module, config: dict[str, Any]) -> Any:

@@ -45,7 +45,7 @@ def _rows(objective: Objective, batch: PairedBatch) -> dict[str, torch.Tensor]:
     batch_s, batch_l = batch.student, batch.teachers[0]
     z_s_BSD = layer_features(objective.student, batch_s, source.config.layers[:1])[0]
     student = source.read_student(z_s_BSD, batch_s, batch_l)
-    teacher = source.read_teacher(batch_l, torch.ones(len(batch.ids), dtype=torch.bool))
+    teacher = source.read_teacher(batch_l, torch.ones(len(batch.domains), dtype=torch.bool))
     own = StudentReading(z_q_BQD=teacher.z_q_BQD[0], lengths_B=batch_l.question_lengths_B, answer_BAD=None)
     recalibrator = source.recalibrators[0]
     projector = recalibrator.rec_proj_question or recalibrator.rec_proj_pre

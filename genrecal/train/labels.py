@@ -5,7 +5,8 @@
 
 An answer belongs to what was asked: its key is a digest of the images' names and the turns before it. So rows
 may come in any order, and equal questions share an answer. Answers are greedy: the labels are a function of
-teacher and data. A sample that the teacher answers with nothing keeps its given answer.
+teacher and data. A sample that the teacher answers with nothing, or with more than `relabel.max_new_tokens`,
+keeps its given answer: a student that learned a cut one would learn to stop in the middle (`keep_unended`).
 """
 
 from __future__ import annotations
@@ -24,17 +25,16 @@ import torch.distributed as dist
 from genrecal.core.console import console, progress
 from genrecal.core.errors import DataError
 from genrecal.core.files import atomic_folder
-from genrecal.core.images import open_image
 from genrecal.core.manifest import NAME, verify_manifest, write_manifest
 from genrecal.core.types import Sample, Turn
-from genrecal.data.inputs import answer_form, encode_prompt, join_vision
+from genrecal.data.inputs import Prompt, answer_form, blank_prompt, join_vision
 from genrecal.data.mixture import Mixture
 from genrecal.data.order import Part
-from genrecal.data.pair import chat_messages
+from genrecal.data.pair import open_images, question_prompt
 from genrecal.models.families import family_of
 from genrecal.models.processors import load_model, load_processor
 from genrecal.train.engine import DTYPES, device, engine_config, generating, loading_for
-from genrecal.train.settings import RunConfig
+from genrecal.train.settings import RelabelConfig, RunConfig
 from genrecal.train.stages import StageConfig
 
 FOLDER = "labels"
@@ -92,6 +92,14 @@ class Relabelled(Sequence[Sample]):
         """As of the mixture, whose own answers they count."""
         return self.samples.lengths
 
+    def token_lengths(self, processors: Sequence[Any]) -> np.ndarray:
+        """As of the mixture."""
+        return self.samples.token_lengths(processors)
+
+    def place(self, index: int) -> int:
+        """As of the mixture."""
+        return self.samples.place(index)
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -118,7 +126,10 @@ def teacher_labels(config: RunConfig, samples: Sequence[Sample]) -> Labels:
         dist.barrier()
         if dist.get_rank() == 0:
             answered = _write(folder, journals)
-            console.print(f"labels: {answered:,} questions answered by the teacher")
+            console.print(
+                f"labels: {answered:,} questions answered by the teacher; the others, with empty or unended"
+                " answers, keep the given ones"
+            )
         dist.barrier()
     return Labels(folder)
 
@@ -158,7 +169,12 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
             # Under ZeRO-3 a rank without samples left generates along: weights are gathered from all.
             rows = [samples[index] for index in (batches[number] if number < len(batches) else [0])]
             answers = _answers(
-                teacher, processor, rows, config.relabel.max_new_tokens, together=engine.zero_stage == 3
+                teacher,
+                processor,
+                rows,
+                config.relabel,
+                together=engine.zero_stage == 3,
+                skips=config.data.on_bad == "skip",
             )
             if number < len(batches):
                 for sample, answer in zip(rows, answers, strict=True):
@@ -185,17 +201,38 @@ def _teacher_of(sample: Sample, config: RunConfig) -> int | None:
     return next(serving, None)
 
 
-def _answers(
-    model: Any, processor: Any, samples: Sequence[Sample], max_new_tokens: int, *, together: bool
-) -> list[str]:
-    """Greedy answers, padded on the left so that all begin in the same column.
+def _prompt(sample: Sample, processor: Any, *, skips: bool) -> Prompt | None:
+    """What the teacher is asked; None where it cannot be read: the stage that meets it leaves it out, too."""
+    try:
+        return question_prompt(sample, processor, open_images(sample))
+    except DataError:
+        if not skips:
+            raise
+        return None
 
-    With `together` all ranks write on until the last one is done, as they need each other's weights.
+
+def _answers(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    settings: RelabelConfig,
+    *,
+    together: bool,
+    skips: bool = False,
+) -> list[str]:
+    """Greedy answers, padded on the left so that all begin in the same column; empty where one is not kept.
+
+    With `together` all ranks run the same modules, as they need each other's weights: the vision encoder too,
+    and they write on until the last one is done. With `skips`, a sample that cannot be read has no answer.
     """
-    prompts = [
-        encode_prompt(processor, chat_messages(sample), [open_image(image) for image in sample.images])
-        for sample in samples
-    ]
+    blank = blank_prompt(processor)
+    found = [_prompt(sample, processor, skips=skips) for sample in samples]
+    prompts = [prompt or blank for prompt in found]
+    masks = [torch.ones_like(prompt.ids) for prompt in prompts]
+    if together and not any(prompt.vision for prompt in prompts):
+        place = min(range(len(prompts)), key=lambda row: len(prompts[row].ids))
+        masks[place] = torch.cat([torch.zeros_like(blank.ids), masks[place]])
+        prompts[place] = _behind(blank, prompts[place])
     tokenizer = processor.tokenizer
     longest = max(len(prompt.ids) for prompt in prompts)
 
@@ -213,22 +250,34 @@ def _answers(
         name: value.to(device(), model.dtype) if value.is_floating_point() else value.to(device())
         for name, value in join_vision([prompt.vision for prompt in prompts]).items()
     }
+    end_id = answer_form(processor).end_id
     with torch.no_grad():
         written_BN = model.generate(
             input_ids=ids_BS,
-            attention_mask=pad([torch.ones_like(prompt.ids) for prompt in prompts], 0),
+            attention_mask=pad(masks, 0),
             do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=answer_form(processor).end_id,
+            max_new_tokens=settings.max_new_tokens,
+            eos_token_id=end_id,
             pad_token_id=tokenizer.pad_token_id,
             synced_gpus=together and dist.get_world_size() > 1,
             **extras,
             **vision,
         )
-    texts = tokenizer.batch_decode(
-        written_BN[:, longest:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [text.strip() for text in texts]
+    answers_BN = written_BN[:, longest:]
+    texts = tokenizer.batch_decode(answers_BN, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    kept_B = ((answers_BN == end_id).any(1) | settings.keep_unended).tolist()
+    return [
+        text.strip() if kept and prompt else ""
+        for text, kept, prompt in zip(texts, kept_B, found, strict=True)
+    ]
+
+
+def _behind(blank: Prompt, prompt: Prompt) -> Prompt:
+    """A prompt of text alone behind a blank image, which no mask shows."""
+    inputs = {
+        name: torch.cat([blank.token_inputs[name], value]) for name, value in prompt.token_inputs.items()
+    }
+    return Prompt(ids=torch.cat([blank.ids, prompt.ids]), token_inputs=inputs, vision=blank.vision)
 
 
 def _end_last_line(journal: Path) -> None:

@@ -10,9 +10,17 @@ Shapes: T tokens or positions of a batch, V entries of a vocabulary, P image pos
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
+
+
+class Losses(NamedTuple):
+    """What a batch comes to: a tuple, in which DeepSpeed's hooks look for tensors."""
+
+    total: torch.Tensor  # scalar, the only part with a gradient: the trained terms by their scales
+    terms: dict[str, torch.Tensor]  # the sum of each term over its tokens
 
 
 def answer_cross_entropy(logits_TV: torch.Tensor, ids_T: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,16 @@
     teacher features ──┤─> comparison.py     the other methods, through the student's own head
                        └─> sft               CE of the student's own head
 
-Terms are sums; `term_counts` says what the loop divides them by. With several teachers, the terms of the
-second one end in @1, and so on. Shapes: B samples, S positions, T answer tokens of the batch, D width.
+Terms are sums; `counts` says what the loop divides them by. It does so in `scales`, before the forward pass:
+gradients are made where the logits are (head.py), and so is the total of what is trained. With several
+teachers, the terms of the second one end in @1, and so on. Shapes: B samples, S positions, T answer tokens of
+the batch, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +29,9 @@ from genrecal.train.comparison import (
     paired_mask,
     position_mask,
 )
-from genrecal.train.losses import answer_cross_entropy
+from genrecal.train.head import Branch, Head
+from genrecal.train.head_pair import HeadPair
+from genrecal.train.losses import Losses
 from genrecal.train.reading import ReadingProbe
 from genrecal.train.recalibrated import Source, target_mask
 
@@ -56,6 +61,9 @@ class Objective(nn.Module):
         """
         super().__init__()
         self.student, self.sources = student, nn.ModuleList(sources)
+        self.head = Head(student)
+        compares = bool(sources) and "align" not in losses
+        self.heads = HeadPair(sources[0].head, self.head) if compares else None
         self.losses, self.comparison = losses, comparison or Comparison()
         self.routes = tuple(routes) or (None,) * len(sources)
 
@@ -66,11 +74,17 @@ class Objective(nn.Module):
             source.teacher.eval()
         return self
 
-    def forward(self, batch: PairedBatch, probe: ReadingProbe | None = None) -> dict[str, torch.Tensor]:
-        """Loss terms as sums over the batch.
+    def forward(
+        self,
+        batch: PairedBatch,
+        scales: Mapping[str, float] = MappingProxyType({}),
+        probe: ReadingProbe | None = None,
+    ) -> Losses:
+        """Loss terms as sums over the batch, and the total of those that are trained.
 
         Args:
             batch: on the engine's device.
+            scales: what a term's sum is multiplied by in the total; terms that are not in it are followed.
             probe: when given, it measures whether the Recalibrator reads the student.
 
         Returns:
@@ -78,6 +92,7 @@ class Objective(nn.Module):
             and with a Recalibrator `teacher_ar`, the teacher's own CE.
         """
         terms: dict[str, torch.Tensor] = {}
+        totals: list[torch.Tensor] = []
         recalibrates = "align" in self.losses
         depths = self.sources[0].config.layers if recalibrates else (0.0,)
         *features, z_s_BSD = layer_features(self.student, batch.student, (*depths, 1.0))
@@ -90,32 +105,44 @@ class Objective(nn.Module):
             ]
         for place, source in enumerate(self.sources):
             if recalibrates:
-                new = source.recalibrated_terms(
+                found = source.recalibrated_losses(
                     features,
                     batch.student,
                     batch.teachers[place],
                     routed(batch.domains, self.routes[place]),
                     regularize="regularize" in self.losses,
+                    scales={
+                        term_of(name)[0]: scale for name, scale in scales.items() if term_of(name)[1] == place
+                    },
                     probe=probe,
                 )
-                terms |= {term_name(name, place): value for name, value in new.items()}
-        if self.sources and not recalibrates:
-            terms |= comparison_terms(
+                totals.append(found.total)
+                terms |= {term_name(name, place): value for name, value in found.terms.items()}
+        if self.heads is not None:
+            compared = comparison_terms(
                 self.losses,
                 self.comparison,
-                student=self.student,
+                heads=self.heads,
                 teacher=self.sources[0].teacher,
                 embedded_s_BSD=features[0],
                 z_s_BSD=z_s_BSD,
                 batch=batch,
             )
+            totals += [scales[name] * value for name, value in compared.items() if name in scales]
+            terms |= {name: value.detach() for name, value in compared.items()}
         if probe is not None:
             z_s_BSD = probe.watch_sft(z_s_BSD, batch.student)
-        z_predict_TD = predicting_features(z_s_BSD, batch.student)[batch.student.answer_mask_BA]
-        labels_T = batch.student.answer_ids_BA[batch.student.answer_mask_BA]
-        logits_TV = self.student.get_output_embeddings()(z_predict_TD)
-        terms["sft"] = answer_cross_entropy(logits_TV, labels_T).sum()
-        return terms
+        sft = self.head.losses(
+            [
+                Branch(
+                    z_TD=predicting_features(z_s_BSD, batch.student)[batch.student.answer_mask_BA],
+                    ce=scales.get("sft"),
+                )
+            ],
+            batch.student.answer_ids_BA[batch.student.answer_mask_BA],
+        )
+        terms["sft"] = sft.ce_NT.sum()
+        return Losses(total=torch.stack([*totals, sft.total]).sum(), terms=terms)
 
     def counts(self, batch: PairedBatch) -> dict[str, float]:
         """What the sums of `forward` are divided by, by `Loss.per`; of one batch on one rank."""

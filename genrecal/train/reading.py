@@ -11,8 +11,8 @@ Where the Recalibrator reads the student's answer features too (`answer_input: a
 `verdict` says in words what the figures of a stage come to.
 
 Both come from the training step itself. To split the gradient, a probed step runs the Recalibrator on two
-views of z_q and takes the first tokens' losses from one and the later tokens' from the other: their sum, and
-so the step, is the one that an unprobed step takes.
+views of z_q and takes r of the first tokens from one and of the later tokens from the other: the loss, and so
+the step, is the one that an unprobed step takes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from genrecal.data.batch import Batch
 
 if TYPE_CHECKING:
     from genrecal.train.recalibrated import StudentReading
+
+    Speak = Callable[[StudentReading], torch.Tensor]
 
 KEYS = (
     "distill_first_sq",
@@ -50,30 +52,29 @@ class ReadingProbe:
         """z with a gradient also while the student is frozen."""
         return z_BSD if z_BSD.requires_grad else z_BSD.detach().requires_grad_(True)
 
-    def align(
-        self,
-        losses: Callable[[StudentReading], tuple[torch.Tensor, torch.Tensor]],
-        student: StudentReading,
-        targets_BA: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Algorithm 1's two terms, watched; `losses` gives CE and KL of every target, [T] each."""
-        first_BA = torch.zeros_like(targets_BA)
-        first_BA[:, 0] = True
-        first_T = first_BA[targets_BA]
-        ar_first_T, kl_first_T = losses(student.through(partial(self._watch, key="distill_first_sq")))
-        ar_later_T, kl_later_T = losses(student.through(partial(self._watch, key="distill_later_sq")))
-        if len(student.lengths_B) > 1:
-            with torch.no_grad():
-                _, shuffled_T = losses(student.of_another_sample())
-                rise_T = shuffled_T - kl_first_T
-                self.sums["rise_first"] += float(rise_T[first_T].sum())
-                self.sums["rise_later"] += float(rise_T[~first_T].sum())
-                self.sums["first_tokens"] += int(first_T.sum())
-                self.sums["later_tokens"] += int((~first_T).sum())
-        return {
-            "ar": ar_first_T[first_T].sum() + ar_later_T[~first_T].sum(),
-            "kl": kl_first_T[first_T].sum() + kl_later_T[~first_T].sum(),
-        }
+    def split(self, speak: Speak, student: StudentReading, first_T: torch.Tensor) -> torch.Tensor:
+        """r at the targets, [T, D]: at first tokens from one view of the student, at later ones from another.
+
+        Args:
+            speak: gives r at every target.
+            student: what it reads.
+            first_T: bool, which targets are their answer's first token.
+        """
+        first_TD = speak(student.through(partial(self._watch, key="distill_first_sq")))
+        later_TD = speak(student.through(partial(self._watch, key="distill_later_sq")))
+        return torch.where(first_T[:, None], first_TD, later_TD)
+
+    @torch.no_grad()
+    def shuffled(self, speak: Speak, student: StudentReading) -> torch.Tensor:
+        """r at the targets, [T, D], with the features of another sample of the batch."""
+        return speak(student.of_another_sample())
+
+    def add_rise(self, rise_T: torch.Tensor, first_T: torch.Tensor) -> None:
+        """Count the KL that every target gains by `shuffled`."""
+        self.sums["rise_first"] += float(rise_T[first_T].sum())
+        self.sums["rise_later"] += float(rise_T[~first_T].sum())
+        self.sums["first_tokens"] += int(first_T.sum())
+        self.sums["later_tokens"] += int((~first_T).sum())
 
     def watch_sft(self, z_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:
         """z for the student's own head; its gradient is counted at the question positions alone."""

@@ -2,7 +2,7 @@
 
     z_q, z_a of the teacher          read_teacher    line 2
     r = Recalibrator([z_q, z_a])     recalibrate     line 4 (main), line 3 of Algorithm 2
-    CE, KL by the teacher's head     _losses         lines 5 to 7
+    CE, KL by the teacher's head     head.py         lines 5 to 7; both branches and the teacher in one pass
 
 Shapes: B samples, S positions of one VLM's sequence, Q / A longest question and answer, T answer tokens of
 the batch, D_s / D_l hidden sizes, V vocabulary.
@@ -10,8 +10,9 @@ the batch, D_s / D_l hidden sizes, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,20 @@ from torch import nn
 
 from genrecal.data.align import last_complete
 from genrecal.data.batch import Batch
+from genrecal.data.features import BatchFeatures
 from genrecal.models.recalibrator import Reading, Recalibrator, RecalibratorConfig
 from genrecal.models.vlm import answer_features, layer_features, predicting_features, question_features
-from genrecal.train.losses import answer_cross_entropy, teacher_divergence
+from genrecal.train.head import Branch, Head
+from genrecal.train.losses import Losses
 from genrecal.train.reading import ReadingProbe
+from genrecal.train.recording import Recorder
+
+# What goes through the teacher's head, and its CE and KL as terms; the shuffled branch is the probe's alone.
+BRANCHES: dict[str, tuple[str, ...]] = {
+    "main": ("ar", "kl"),
+    "regularization": ("reg_ar", "reg_kl"),
+    "shuffled": (),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +42,7 @@ class TeacherReading:
 
     z_q_BQD: list[torch.Tensor]
     answer_input_BAD: list[torch.Tensor]
-    logits_TV: torch.Tensor  # the KL target: head_l(z) at the predicting positions of the targets
+    z_predict_TD: torch.Tensor  # head_l(z_predict) is the KL target: z one position before each target
     targets_BA: torch.Tensor  # bool: the answer tokens that CE and KL are taken at
 
 
@@ -69,9 +80,11 @@ class Source(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher, self.recalibrators = teacher, nn.ModuleList(recalibrators)
+        self.recorder: Recorder | None = None  # of what a live teacher computes (teacher_cache.py)
+        self.head = Head(teacher)
         self.config, self.first_token = config or RecalibratorConfig(), first_token
 
-    def recalibrated_terms(
+    def recalibrated_losses(
         self,
         student_BSD: Sequence[torch.Tensor],
         batch_s: Batch,
@@ -79,8 +92,9 @@ class Source(nn.Module):
         routed_B: torch.Tensor,
         *,
         regularize: bool,
+        scales: Mapping[str, float],
         probe: ReadingProbe | None = None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> Losses:
         """Sums of ar, kl and, with `regularize`, reg_ar, reg_kl; and teacher_ar, which nothing trains on.
 
         Args:
@@ -89,38 +103,49 @@ class Source(nn.Module):
             batch_l: the samples as this teacher reads them.
             routed_B: bool, the samples that this teacher teaches.
             regularize: whether Algorithm 2 is taken too.
+            scales: what a term's sum is multiplied by in the total; terms that are not in it are followed.
             probe: when given, it measures how much the Recalibrator reads the student.
         """
         teacher = self.read_teacher(batch_l, routed_B)
-        labels_T = batch_l.answer_ids_BA[teacher.targets_BA]
-        terms: dict[str, torch.Tensor] = {
-            "teacher_ar": answer_cross_entropy(teacher.logits_TV, labels_T).sum()
-        }
-
-        def add(new: dict[str, torch.Tensor]) -> None:
-            for name, value in new.items():
-                value = value / len(self.recalibrators)  # depths share one target: their mean
-                terms[name] = terms[name] + value if name in terms else value
-
+        first_T = first_tokens(teacher.targets_BA)
+        said: list[tuple[str, torch.Tensor]] = []  # a branch's kind and its r_TD
         for depth, z_s_BSD in enumerate(student_BSD):
             student = self.read_student(z_s_BSD, batch_s, batch_l)
-
-            def losses(student: StudentReading, depth: int = depth) -> tuple[torch.Tensor, torch.Tensor]:
-                return self._losses(student, teacher, batch_l, depth, project_prefix=False)
-
-            if probe is not None:
-                add(probe.align(losses, student, teacher.targets_BA))
+            speak = partial(self._speak, teacher=teacher, batch=batch_l, depth=depth)
+            if probe is None:
+                said.append(("main", speak(student)))
             else:
-                ar_T, kl_T = losses(student)
-                add({"ar": ar_T.sum(), "kl": kl_T.sum()})
+                said.append(("main", probe.split(speak, student, first_T)))
+                if len(routed_B) > 1:
+                    said.append(("shuffled", probe.shuffled(speak, student)))
             if regularize:
                 # Algorithm 2: the teacher's question takes the student's place, through rec_proj_pre
                 own = StudentReading(
                     z_q_BQD=teacher.z_q_BQD[depth], lengths_B=batch_l.question_lengths_B, answer_BAD=None
                 )
-                ar_T, kl_T = self._losses(own, teacher, batch_l, depth, project_prefix=True)
-                add({"reg_ar": ar_T.sum(), "reg_kl": kl_T.sum()})
-        return terms
+                said.append(("regularization", speak(own, project_prefix=True)))
+        found = self.head.losses(
+            [self._branch(kind, r_TD, scales) for kind, r_TD in said],
+            batch_l.answer_ids_BA[teacher.targets_BA],
+            teacher.z_predict_TD,
+        )
+        terms = {"teacher_ar": found.teacher_ce_T.sum()}
+        for (kind, _), ce_T, kl_T in zip(said, found.ce_NT, found.kl_NT, strict=True):
+            for name, value_T in zip(BRANCHES[kind], (ce_T, kl_T), strict=False):
+                # Depths share one target: the terms are their mean.
+                terms[name] = terms.get(name, 0.0) + value_T.sum() / len(self.recalibrators)
+            if kind == "main":
+                right_T = kl_T
+            elif probe is not None and kind == "shuffled":
+                probe.add_rise(kl_T - right_T, first_T)
+        return Losses(total=found.total, terms=terms)
+
+    def _branch(self, kind: str, r_TD: torch.Tensor, scales: Mapping[str, float]) -> Branch:
+        weights = [
+            scales[name] / len(self.recalibrators) if name in scales else None for name in BRANCHES[kind]
+        ]
+        ce, kl = weights or (None, None)
+        return Branch(z_TD=r_TD, ce=ce, kl=kl)
 
     def read_student(self, z_BSD: torch.Tensor, batch_s: Batch, batch_l: Batch) -> StudentReading:
         """The student's question features, as they are (Algorithms 1 and 3, line 4)."""
@@ -139,23 +164,34 @@ class Source(nn.Module):
 
     @torch.no_grad()
     def read_teacher(self, batch: Batch, routed_B: torch.Tensor) -> TeacherReading:
-        """Line 2 of every algorithm: [z_q, z_a] = VLM-body_l([q_l, a_l]), and the KL target."""
-        *features, z_BSD = layer_features(self.teacher, batch, (*self.config.layers, 1.0))
+        """Line 2 of every algorithm: [z_q, z_a] = VLM-body_l([q_l, a_l]), and z of the KL target."""
         targets_BA = target_mask(batch, routed_B, first_token=self.first_token)
-        z_predict_TD = predicting_features(z_BSD, batch)[targets_BA]
+        depths = (*self.config.layers, 1.0)
+        if batch.features is not None:
+            stored = stored_features(
+                batch.features, depths, self.teacher.get_output_embeddings().weight.dtype
+            )
+            z_q, z_a, z_predict_BAD = stored
+        else:
+            *features, z_BSD = layer_features(self.teacher, batch, depths)
+            if self.recorder is not None:
+                self.recorder.take(batch, dict(zip(depths, (*features, z_BSD), strict=True)), routed_B)
+            z_q = [question_features(part, batch) for part in features]
+            z_a = [answer_features(part, batch) for part in features]
+            z_predict_BAD = predicting_features(z_BSD, batch)
         return TeacherReading(
-            z_q_BQD=[question_features(part, batch) for part in features],
-            answer_input_BAD=self._answer_inputs(features, batch),
-            logits_TV=self.teacher.get_output_embeddings()(z_predict_TD),
+            z_q_BQD=z_q,
+            answer_input_BAD=self._answer_inputs(z_a, batch),
+            z_predict_TD=z_predict_BAD[targets_BA],
             targets_BA=targets_BA,
         )
 
-    def _answer_inputs(self, features: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor]:
+    def _answer_inputs(self, z_a_BAD: Sequence[torch.Tensor], batch: Batch) -> list[torch.Tensor]:
         """The teacher's side of the answer, as `recalibrator.answer_input` has it, for each depth."""
         if self.config.answer_input == "features":
-            inputs = [answer_features(part, batch) for part in features]
+            inputs = list(z_a_BAD)
         else:
-            inputs = [self.teacher.get_input_embeddings()(batch.answer_ids_BA)] * len(features)
+            inputs = [self.teacher.get_input_embeddings()(batch.answer_ids_BA)] * len(z_a_BAD)
         delay = self.config.answer_delay
         if delay:
             inputs = [nn.functional.pad(part, (0, 0, delay, 0))[:, : part.shape[1]] for part in inputs]
@@ -165,21 +201,18 @@ class Source(nn.Module):
             inputs = [part * kept_BA[:, :, None] for part in inputs]
         return inputs
 
-    def _losses(
+    def _speak(
         self,
         student: StudentReading,
+        *,
         teacher: TeacherReading,
         batch: Batch,
         depth: int,
-        *,
-        project_prefix: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """CE and KL of every target, [T] each."""
+        project_prefix: bool = False,
+    ) -> torch.Tensor:
+        """r at the targets, [T, D_l]."""
         reading = self.recalibrate(student, teacher, batch, depth, project_prefix=project_prefix)
-        logits_TV = self.teacher.get_output_embeddings()(reading.r_BAD[teacher.targets_BA])
-        ar_T = answer_cross_entropy(logits_TV, batch.answer_ids_BA[teacher.targets_BA])
-        kl_T = teacher_divergence(teacher.logits_TV, logits_TV)
-        return ar_T, kl_T
+        return reading.r_BAD[teacher.targets_BA]
 
     def recalibrate(
         self,
@@ -201,6 +234,21 @@ class Source(nn.Module):
         )
 
 
+def stored_features(
+    features: BatchFeatures, depths: Sequence[float], dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """z_q and z_a at each of `depths` but the last one, and what predicts the answer at that, from a cache.
+
+    It holds each depth once, ascending (`teacher_fingerprint.py::stored_depths`).
+    """
+    places = [sorted(set(depths)).index(depth) for depth in depths]
+    question, answer, predicting = (
+        part(dtype) for part in (features.question, features.answer, features.predicting)
+    )
+    z_q = [question[place] for place in places[:-1]] if question else []
+    return z_q, [answer[place] for place in places[:-1]], predicting[places[-1]]
+
+
 def target_mask(batch: Batch, routed_B: torch.Tensor, *, first_token: bool) -> torch.Tensor:
     """Bool, [B, A]: the answer tokens that CE and KL through the Recalibrator are taken at."""
     targets_BA = batch.answer_mask_BA & routed_B[:, None].to(batch.answer_mask_BA.device)
@@ -208,3 +256,10 @@ def target_mask(batch: Batch, routed_B: torch.Tensor, *, first_token: bool) -> t
         targets_BA = targets_BA.clone()
         targets_BA[:, 0] = False
     return targets_BA
+
+
+def first_tokens(targets_BA: torch.Tensor) -> torch.Tensor:
+    """Bool, [T]: which of the targets are their answer's first token."""
+    first_BA = torch.zeros_like(targets_BA)
+    first_BA[:, 0] = True
+    return first_BA[targets_BA]

@@ -27,6 +27,7 @@ from genrecal.core.files import write_text
 from genrecal.core.manifest import NAME, installed_versions, verify_manifest, write_manifest
 from genrecal.data.mixture import read_mixture, without_domains
 from genrecal.data.pair import SharedTokens
+from genrecal.data.quarantine import FOLDER, Quarantine
 from genrecal.models.processors import load_processor
 from genrecal.models.remote_code import check_remote_code
 from genrecal.train.artifacts import publish
@@ -34,17 +35,40 @@ from genrecal.train.engine import join_ranks
 from genrecal.train.labels import teacher_labels
 from genrecal.train.pairing import require_limits, require_served
 from genrecal.train.points import evaluate_points, require_sets
+from genrecal.train.ranks import expected_ranks, on_ranks
 from genrecal.train.settings import RunConfig
 from genrecal.train.setup import recalibrator_file
 from genrecal.train.stage import METRICS, Resources, run_stage
 from genrecal.train.stages import METHODS
+from genrecal.train.stopping import listening
+from genrecal.train.teacher_cache import check_caches
 from genrecal.train.track import Trackers, open_trackers
+from genrecal.train.writing import from_leader, writing
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 # Beside the run: runs on the same data share its tables, and no manifest covers them.
 DATA_CACHE = "data-cache"
 # Settings that leave what is trained as it is: a resumed run may have others.
-MAY_CHANGE = ("track", "track_project", "evaluate")
+MAY_CHANGE = ("track", "track_project", "evaluate", "preflight", "launch")
+ENGINE_MAY_CHANGE = (
+    "ranks",
+    "zero_stage",
+    "gradient_checkpointing",
+    "offload_params",
+    "hpz_partition",
+    "save_every",
+    "save_minutes",
+    "keep_checkpoints",
+    "nonfinite",
+    "max_skipped",
+    "timeout_minutes",
+    "dead_after_seconds",
+)
+# What is left out changes nothing of the order of the rest; excluding ids would.
+DATA_MAY_CHANGE = ("on_bad", "max_bad", "workers", "keep")
+# Where the teacher's features lie and how they are computed; not how exact they are.
+CACHE_MAY_CHANGE = ("path", "batch", "split", "shard_mib")
 
 
 def is_finished(output: Path) -> bool:
@@ -60,17 +84,14 @@ def check_run(config: RunConfig) -> None:
     saved = config.output / CONFIG
     if saved.is_file():
         before = load_config(saved, RunConfig)
-        changed = [
-            key
-            for key in RunConfig.model_fields
-            if key not in MAY_CHANGE and getattr(before, key) != getattr(config, key)
-        ]
+        changed = _changed(before, config)
         if changed:
             raise ConfigError(
                 f"holds a run with other settings ({', '.join(changed)})",
                 where=config.output,
                 fix="Give another output folder, or delete this one",
             )
+        on_ranks(config, started=before.engine.ranks, ranks=expected_ranks(config))
     elif config.output.exists() and any(config.output.iterdir()):
         raise ConfigError(
             "is not empty and holds no run", where=config.output, fix="Give another output folder"
@@ -80,9 +101,37 @@ def check_run(config: RunConfig) -> None:
     require_limits(config.data, (processor, *teachers))
     if config.evaluate:
         require_sets(config.evaluate)
+    check_caches(config)
     samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
+
+
+def _changed(before: RunConfig, now: RunConfig) -> list[str]:
+    """The keys of what may not change in a run but has."""
+    free = {name: getattr(now.engine, name) for name in ENGINE_MAY_CHANGE}
+    bad = {name: getattr(now.data, name) for name in DATA_MAY_CHANGE}
+    update: dict[str, Any] = {
+        "engine": before.engine.model_copy(update=free),
+        "data": before.data.model_copy(update=bad),
+    }
+    if before.teacher_cache and now.teacher_cache:
+        cache = {name: getattr(now.teacher_cache, name) for name in CACHE_MAY_CHANGE}
+        update["teacher_cache"] = before.teacher_cache.model_copy(update=cache)
+    before = before.model_copy(update=update)
+    return [
+        key
+        for key in RunConfig.model_fields
+        if key not in MAY_CHANGE and getattr(before, key) != getattr(now, key)
+    ]
+
+
+def _as_started(config: RunConfig) -> RunConfig:
+    """`config` with the number of ranks of the run's first start, which its accumulations are for."""
+    saved = config.output / CONFIG
+    ranks = load_config(saved, RunConfig).engine.ranks if saved.is_file() else dist.get_world_size()
+    ranks = from_leader(ranks)
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"ranks": ranks})})
 
 
 def _models(config: RunConfig) -> list[Path]:
@@ -97,16 +146,19 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
         config: the run.
         shared: what `data.keep` has kept of the same data for the same models in this process; None: nothing.
     """
-    shared = {} if shared is None else shared
-    join_ranks()
+    with listening():
+        _run_method(config, {} if shared is None else shared)
+
+
+def _run_method(config: RunConfig, shared: SharedTokens) -> None:
+    join_ranks(config.engine.timeout_minutes)
+    config = _as_started(config)
     dist.barrier()  # every rank has looked at the run folder before one writes to it
     leader = dist.get_rank() == 0
     if leader:
-        # What a kill left of folders that were being written.
-        for folder in (config.output, config.output / "stages"):
-            for leftover in folder.glob(".*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        write_text(config.output / CONFIG, dump_config(config))
+        _clear_leftovers(config.output)
+        with writing(config.output / CONFIG):
+            write_text(config.output / CONFIG, dump_config(config))
     trackers = open_trackers(
         config.track if leader else (),
         run_folder=config.output,
@@ -114,15 +166,17 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
         config=config.model_dump(mode="json"),
         resume=(config.output / METRICS).is_file(),
     )
+    regrouped = on_ranks(config, started=config.engine.ranks, ranks=dist.get_world_size())
     try:
-        student_folder = _run_stages(config, shared, trackers)
+        student_folder = _run_stages(regrouped, shared, trackers)
     finally:
         trackers.close()
     dist.barrier()
     if leader:  # alone: scoring may take longer than a collective waits
-        publish(student_folder, config.output / "student")
-        write_student_card(config.output / "student", _provenance(config))
-        shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+        with writing(config.output / "student"):
+            publish(student_folder, config.output / "student")
+            write_student_card(config.output / "student", _provenance(config))
+        shutil.rmtree(config.output / CHECKPOINTS, ignore_errors=True)
         if config.evaluate:
             evaluate_points(
                 config.output,
@@ -134,21 +188,44 @@ def run_method(config: RunConfig, shared: SharedTokens | None = None) -> None:
                 student=config.student,
                 device="cuda" if torch.cuda.is_available() else "cpu",
             )
-        write_manifest(
-            config.output,
-            kind="run",
-            config=config.model_dump(mode="json"),
-            remote_code=[check_remote_code(folder, config.code(folder)).record for folder in _models(config)],
-        )
+        with writing(config.output):
+            write_manifest(
+                config.output,
+                kind="run",
+                config=config.model_dump(mode="json"),
+                remote_code=[
+                    check_remote_code(folder, config.code(folder)).record for folder in _models(config)
+                ],
+            )
         console.print(f"student: {config.output / 'student'}")
+
+
+def _clear_leftovers(output: Path) -> None:
+    """Remove what a kill left of files and folders that were being written."""
+    for folder in (output, output / "stages", *(output / "points").glob("*")):
+        for leftover in folder.glob(".*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
 
 
 def _run_stages(config: RunConfig, shared: SharedTokens, trackers: Trackers) -> Path:
     """Every stage that is not finished; returns the folder of the last student."""
     samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
+    quarantine = Quarantine(
+        config.output / FOLDER,
+        skips=config.data.on_bad == "skip",
+        limit=config.data.max_bad,
+        rows_left_out=samples.skipped,
+        rank=dist.get_rank(),
+    )
+    dist.barrier()  # every rank has read what was written down before one adds to it
+    quarantine.require_within_limit()
     resources = Resources(
         config=config,
         samples=samples,
+        quarantine=quarantine,
         labels=teacher_labels(config, samples) if config.learned_labels == "teacher" else None,
         shared=shared,
         trackers=trackers,
@@ -168,6 +245,8 @@ def _run_stages(config: RunConfig, shared: SharedTokens, trackers: Trackers) -> 
                 student_folder=student_folder,
                 recalibrator_folder=recalibrator_folder,
             )
+        if dist.get_rank() == 0:  # the stage is on disk: they are large, and the next one's need space
+            shutil.rmtree(config.output / CHECKPOINTS / name, ignore_errors=True)
         if (folder / "student").is_dir():
             student_folder = folder / "student"
         if (folder / recalibrator_file(0, 0)).is_file():

@@ -10,10 +10,12 @@ from pydantic import Field, model_validator
 
 from genrecal.core.config import Config
 from genrecal.core.types import DOMAINS
+from genrecal.data.features import FeatureType
 from genrecal.data.source import MixtureConfig
 from genrecal.models.lora import LoraConfig
 from genrecal.models.recalibrator import RecalibratorConfig
 from genrecal.models.remote_code import RemoteCode
+from genrecal.train.cluster import LaunchConfig
 from genrecal.train.points import EvaluateConfig
 from genrecal.train.stages import IMAGE_LOSSES, LOSSES, METHODS, STAGES, TERMS, Stage, StageConfig
 from genrecal.train.track import TrackerName
@@ -74,9 +76,38 @@ class RelabelConfig(Config):
     """Questions on one rank at a time."""
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer."""
+    keep_unended: bool = False
+    """Learn an answer that did not end within `max_new_tokens` as if it had; else the given answer stays."""
     split: bool = True
     """Under ZeRO-3, split the teacher's weights over the ranks here too; false is faster where one rank holds
     it whole."""
+
+
+class TeacherCacheConfig(Config):
+    """The teacher's features on disk (docs/cache.md): stages that read them need the teacher's head alone."""
+
+    path: Path
+    """Their folder; with several teachers a folder teacher-0, teacher-1, ... in it for each."""
+    dtype: FeatureType = "bf16"
+    """What they are stored in: bf16, int8 with a scale for every 64 numbers, or fp32."""
+    question_features: bool = False
+    """Store the question's features too, which regularization reads; many times as large."""
+    batch: int = Field(default=4, ge=1)
+    """Samples on one rank at a time while it is filled."""
+    split: bool = True
+    """Under ZeRO-3, split the teacher's weights over the ranks then too; false is faster where one rank holds
+    it whole."""
+    shard_mib: float = Field(default=1024, gt=0)
+    """About how large a file gets, in MiB; a rank that is killed loses no more than one."""
+
+
+class PreflightConfig(Config):
+    """The check of models and data before the first step (docs/cluster.md)."""
+
+    mode: Literal["stop", "warn", "off"] = "stop"
+    """What an error does: end the run, or be shown; off checks nothing."""
+    samples: int = Field(default=24, ge=1)
+    """Samples that are read, of every source and domain."""
 
 
 class EngineConfig(Config):
@@ -88,12 +119,30 @@ class EngineConfig(Config):
     """ZeRO stage (paper: 3)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations; with bf16 DeepSpeed keeps fp32 master weights."""
+    offload_params: Literal["none", "cpu"] = "none"
+    """Where a rank's share of all weights lies between their uses, under ZeRO-3: on the GPU, or in the host's
+    memory."""
+    hpz_partition: int = Field(default=1, ge=1)
+    """Under ZeRO-3, so many neighbouring ranks, as those of a node, hold all weights between them once more
+    (ZeRO++ hpZ): frozen ones are then gathered within the node (docs/cache.md)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass (paper: yes)."""
     save_every: int = Field(default=100, ge=1)
-    """Optimizer steps between checkpoints within a stage."""
+    """Optimizer steps between checkpoints within a stage: a run that dies loses no more than these."""
+    save_minutes: float | None = Field(default=30.0, gt=0)
+    """Minutes between checkpoints, where so many steps take longer; null: steps alone count."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints that are kept: the older ones are for the case that the newest is found altered."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """No rank takes a step whose loss or gradient is not finite; the run stops, or goes on without it."""
+    max_skipped: int = Field(default=10, ge=0)
+    """With `skip`: so many steps of a stage; one more stops the run."""
     probe_every: int = Field(default=10, ge=1)
     """Optimizer steps between measurements of whether the Recalibrator reads the student."""
+    timeout_minutes: float = Field(default=30.0, gt=0)
+    """A collective that a rank does not come to, as a hung one, fails after so long; so does a late start."""
+    dead_after_seconds: float = Field(default=60.0, ge=10, le=600)
+    """A rank without a sign of life for so long is dead, and all ranks end (docs/cluster.md)."""
     feature_samples: int = Field(default=10, ge=0)
     """Question-answer pairs whose features a stage with a Recalibrator leaves for the figures (paper: 10)."""
 
@@ -101,6 +150,8 @@ class EngineConfig(Config):
     def _supported(self) -> EngineConfig:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("DeepSpeed trains in bf16 with fp32 sums from ZeRO stage 1 on: raise zero_stage")
+        if self.zero_stage < 3 and (self.offload_params != "none" or self.hpz_partition > 1):
+            raise ValueError("offload_params and hpz_partition need zero_stage 3")
         return self
 
 
@@ -125,10 +176,15 @@ class RunConfig(Config):
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     relabel: RelabelConfig = RelabelConfig()
+    teacher_cache: TeacherCacheConfig | None = None
+    """Where the teacher's features are kept, for stage 2 and for later students; default: it runs live."""
     recalibrator: RecalibratorConfig = RecalibratorConfig()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
+    preflight: PreflightConfig = PreflightConfig()
+    launch: LaunchConfig = LaunchConfig()
+    """Nodes and Slurm's settings (docs/cluster.md)."""
     remote_code: dict[str, RemoteCode] = Field(default_factory=dict)
     """Checkpoints whose own code may run, by their folder as named above (docs/checkpoints.md)."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
@@ -159,6 +215,10 @@ class RunConfig(Config):
         recalibrates = any(STAGES[name].recalibrates for name in METHODS[self.method].stages)
         if len(self.sources) > 1 and not recalibrates:
             raise ValueError(f"the method '{self.method}' takes one teacher; several are for genrecal")
+        if self.teacher_cache and not recalibrates:
+            raise ValueError(
+                f"teacher_cache holds what the Recalibrator reads; the method '{self.method}' has none"
+            )
         if self.reads_teacher and not recalibrates and any(source.domains for source in self.sources):
             raise ValueError(f"the method '{self.method}' takes its teacher for all domains")
         return self

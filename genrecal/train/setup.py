@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from genrecal.models.families import family_of, is_vision_encoder
+from genrecal.models.head_only import load_head
 from genrecal.models.lora import add_lora
 from genrecal.models.processors import load_model
 from genrecal.models.recalibrator import Recalibrator, copy_blocks
@@ -41,6 +43,7 @@ def build_stage(
     recalibrator_folder: Path | None,
     engine_settings: dict[str, Any],
     comparison: Comparison,
+    heads_only: bool = False,
 ) -> StageModels:
     """Load and freeze everything, then free what the stage trains.
 
@@ -51,15 +54,47 @@ def build_stage(
         recalibrator_folder: where the stage before left the Recalibrators; None: new ones.
         engine_settings: DeepSpeed's config, so that ZeRO-3 splits weights while they are read.
         comparison: what the comparison methods know about the pair.
+        heads_only: the teachers' features are in a cache, so that their bodies are not loaded.
     """
     dtype = DTYPES[config.engine.precision]
     with loading_for(engine_settings):
         student = load_model(student_folder, dtype=dtype, code=config.code(config.student))
         teachers = [
-            load_model(source.path, dtype=dtype, code=config.code(source.path))
+            load_head(
+                source.path,
+                embeddings=config.recalibrator.answer_input != "features",
+                dtype=dtype,
+                code=config.code(source.path),
+            )
+            if heads_only
+            else load_model(source.path, dtype=dtype, code=config.code(source.path))
             for source in config.sources
             if stage.reads_teacher
         ]
+    return arrange_stage(
+        config,
+        stage,
+        student=student,
+        teachers=teachers,
+        recalibrator_folder=recalibrator_folder,
+        comparison=comparison,
+    )
+
+
+def arrange_stage(
+    config: RunConfig,
+    stage: Stage,
+    *,
+    student: Any,
+    teachers: Sequence[Any],
+    recalibrator_folder: Path | None,
+    comparison: Comparison,
+) -> StageModels:
+    """`build_stage` without the loading: freeze `student` and `teachers`, then free what the stage trains.
+
+    On the meta device, too: `genrecal plan` asks so what a stage costs (genrecal/plan/trace.py).
+    """
+    dtype = DTYPES[config.engine.precision]
     family = family_of(student.config)
     for model in (student, *teachers):
         model.requires_grad_(False)

@@ -21,28 +21,32 @@ import torch.distributed as dist
 from torch import nn
 
 from genrecal.core.console import console
-from genrecal.core.errors import ConfigError, GenrecalError
+from genrecal.core.errors import ConfigError, DataError, GenrecalError
 from genrecal.core.files import read_json
 from genrecal.core.manifest import NAME
 from genrecal.core.types import Sample
 from genrecal.data.batch import Batch, collate_one
 from genrecal.data.mixture import Mixture, without_domains
-from genrecal.data.order import Part, step_count
-from genrecal.data.pair import PairReader, SharedTokens
+from genrecal.data.order import Part, read_by, step_count
+from genrecal.data.pair import PairReader, Reads, SharedTokens
+from genrecal.data.quarantine import Quarantine, note_totals, totals
 from genrecal.models.processors import load_processor
 from genrecal.train.artifacts import save_stage
 from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerprint, start
 from genrecal.train.features import recalibrated_features
-from genrecal.train.feed import padding
+from genrecal.train.feed import padding, readable
 from genrecal.train.labels import Labels, Relabelled
 from genrecal.train.loop import StageRun, train
 from genrecal.train.pairing import comparison_settings
 from genrecal.train.points import stage_points
+from genrecal.train.preflight import preflight
 from genrecal.train.reading import Verdict, verdict
+from genrecal.train.recording import recorded_by_leader
 from genrecal.train.settings import RunConfig
 from genrecal.train.setup import build_stage
 from genrecal.train.snapshots import save_point
-from genrecal.train.stages import Stage, StageConfig
+from genrecal.train.stages import METHODS, Stage, StageConfig
+from genrecal.train.teacher_cache import recorded_teachers, recording, serves, stored_teachers
 from genrecal.train.track import Trackers, steps_before
 
 METRICS = "metrics.jsonl"
@@ -55,6 +59,7 @@ class Resources:
 
     config: RunConfig
     samples: Mixture
+    quarantine: Quarantine
     labels: Labels | None  # the teacher's own answers, where they are learned
     shared: SharedTokens
     trackers: Trackers
@@ -80,10 +85,10 @@ def run_stage(
     config = resources.config
     stage, settings = config.plan(name), config.stage(name)
     kept = without_domains(resources.samples, settings.exclude_domains or ())
-    labels = resources.labels
-    reader = _reader(
-        config, stage, kept if labels is None else Relabelled(kept, labels), student_folder, resources.shared
-    )
+    samples = _labelled(kept, resources.labels)
+    cached = serves(config, stage)  # where it is filled first, before the stage's models are loaded
+    ways = stored_teachers(config, stage, samples) if cached else recorded_teachers(config, stage)
+    reader = _reader(config, stage, samples, student_folder, resources.shared, ways)
     deepspeed_settings = engine_config(config.engine, config.optimizer, settings)
     models = build_stage(
         config,
@@ -92,6 +97,7 @@ def run_stage(
         recalibrator_folder=recalibrator_folder,
         engine_settings=deepspeed_settings,
         comparison=comparison_settings(config, stage, reader.student, reader.teachers),
+        heads_only=cached,
     )
     trained, frozen = _count(models.objective)
     engine = start(models.objective, deepspeed_settings)
@@ -107,7 +113,7 @@ def run_stage(
         save_stage,
         models,
         student_folder=student_folder,
-        probe=_probe(reader),
+        probe=_probe(reader, resources.quarantine),
         precision=config.engine.precision,
         code=config.code(config.student),
     )
@@ -119,6 +125,7 @@ def run_stage(
         config=config,
         steps=steps,
         reader=reader,
+        quarantine=resources.quarantine,
         checkpoints=config.output / "checkpoints" / name,
         metrics=config.output / METRICS,
         steps_before=steps_before(folder.parent, number),
@@ -126,10 +133,13 @@ def run_stage(
         points=stage_points(number, name, steps=steps, settings=config.evaluate),
         keep_point=partial(save_point, config.output, student=models.objective.student, save=save),
     )
+    preflight(engine, config=config, stage=name, reader=reader, mixture=kept)
     before = frozen_fingerprint(engine.module)
-    features = _features(engine, run, "before")
-    train(engine, run)
-    features |= _features(engine, run, "after")
+    with recording(config, stage, models.objective.sources, partial(_later_samples, resources)):
+        features = _features(engine, run, "before")
+        train(engine, run)
+        _account(run, kept)
+        features |= _features(engine, run, "after")
     if frozen_fingerprint(engine.module) != before:
         raise GenrecalError("frozen parameters changed while the stage trained", where=name)
     # Rank 0 alone has written the metrics; another rank could read half a line.
@@ -146,8 +156,32 @@ def run_stage(
     gc.collect()
 
 
+def stage_samples(config: RunConfig, name: str, samples: Mixture, labels: Labels | None) -> Any:
+    """What the stage `name` reads."""
+    return _labelled(without_domains(samples, config.stage(name).exclude_domains or ()), labels)
+
+
+def _labelled(samples: Mixture, labels: Labels | None) -> Any:
+    return samples if labels is None else Relabelled(samples, labels)
+
+
+def _later_samples(resources: Resources) -> list[Any]:
+    """What the stages read that take the teacher from the cache."""
+    config = resources.config
+    return [
+        stage_samples(config, name, resources.samples, resources.labels)
+        for name in METHODS[config.method].stages
+        if serves(config, config.plan(name))
+    ]
+
+
 def _reader(
-    config: RunConfig, stage: Stage, samples: Sequence[Sample], student_folder: Path, shared: SharedTokens
+    config: RunConfig,
+    stage: Stage,
+    samples: Sequence[Sample],
+    student_folder: Path,
+    shared: SharedTokens,
+    ways: Sequence[Reads],
 ) -> PairReader:
     limits = {"max_tiles": config.data.max_tiles, "max_pixels": config.data.max_pixels}
     return PairReader(
@@ -161,6 +195,7 @@ def _reader(
         max_tokens=config.data.max_tokens,
         keep=config.data.keep,
         shared=shared,
+        reads=ways,
     )
 
 
@@ -183,18 +218,32 @@ def _steps(name: str, samples: Sequence[Part], settings: StageConfig) -> int:
 
 def _features(engine: Any, run: StageRun, when: str) -> dict[str, torch.Tensor]:
     """Tensors for the figures, from the first samples; nothing without a Recalibrator."""
-    count = min(run.config.engine.feature_samples, len(run.reader))
-    if not run.stage.recalibrates or not count:
+    if not run.stage.recalibrates:
         return {}
     pad = padding(run.reader)
-    rows = [run.reader[index] for index in range(count)]
+    rows = readable(run.reader, run.quarantine, count=run.config.engine.feature_samples)
+    rows = [row for row in rows if row.teachers[0].has_question]
+    if not rows:
+        return {}
     size = run.settings.micro_batch
     batches = [
         pad(rows[first : first + size]).to(device(), DTYPES[run.config.engine.precision])
-        for first in range(0, count, size)
+        for first in range(0, len(rows), size)
     ]
-    tensors = recalibrated_features(engine, batches)
+    with recorded_by_leader(engine.module.sources):  # all ranks read the same samples here
+        tensors = recalibrated_features(engine, batches)
     return {f"{when}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _account(run: StageRun, samples: Mixture) -> None:
+    """Say and write down where the stage's samples went, if any may be left out."""
+    if not run.quarantine.skips or dist.get_rank() != 0:
+        return
+    per_step = dist.get_world_size() * run.settings.micro_batch * run.settings.accumulation
+    read = read_by(samples.parts, seed=run.config.seed, steps=run.steps, per_step=per_step)
+    found = totals(run.quarantine, samples.places, read)
+    console.print(f"{run.name}: {found.sentence()}", soft_wrap=True)
+    note_totals(run.config.output, run.name, found)
 
 
 def _verdict(run: StageRun) -> Verdict | None:
@@ -245,6 +294,8 @@ def _facts(name: str, steps: int, trained: int, frozen: int, fingerprint: str) -
     }
 
 
-def _probe(reader: PairReader) -> Batch:
-    rows = [reader[index].student for index in range(min(PROBE_SAMPLES, len(reader)))]
+def _probe(reader: PairReader, quarantine: Quarantine) -> Batch:
+    rows = [sample.student for sample in readable(reader, quarantine, count=PROBE_SAMPLES)]
+    if not rows:
+        raise DataError(f"none of {len(reader):,} samples can be read", where="data")
     return collate_one(rows, padding=reader.student.tokenizer.pad_token_id)

@@ -29,6 +29,7 @@ def test_nvlm_teaches_internlm2(
         "data": {"sources": [{"path": str(tiny_data.path)}]},
         "lora": {"rank": 4, "alpha": 4},
         "engine": {"zero_stage": 3, "precision": "fp32"},
+        "preflight": {"mode": "warn", "samples": 4},
         "stages": dict.fromkeys(("recalibrate", "distill", "finetune"), steps),
     }
     path = tmp_path / "run.yaml"

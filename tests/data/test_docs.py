@@ -9,10 +9,11 @@ from typing import get_args
 
 from PIL import Image
 
-from genrecal.core.images import open_image
+from genrecal.core.images import MAX_ASPECT_RATIO, MAX_PIXELS, open_image
 from genrecal.data.conversation import CONVERSATIONS
 from genrecal.data.formats import Format
-from genrecal.data.mixture import IMAGE_CHARACTERS, SourceConfig, read_mixture
+from genrecal.data.lengths import CHARACTERS_PER_TOKEN
+from genrecal.data.mixture import SourceConfig, read_mixture
 from genrecal.data.overlap import FEWEST_WORDS
 
 TEXT = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
@@ -43,5 +44,7 @@ def test_every_format_column_and_number_is_told() -> None:
     table = re.findall(r"^\| `(\w+)` \|", TEXT.split("## Test sets")[0], re.MULTILINE)
     assert set(table) >= set(get_args(Format))
     assert all(name in block("text") or name in TEXT for name in CONVERSATIONS)
-    assert f"{IMAGE_CHARACTERS:,} for each image" in TEXT
+    assert CHARACTERS_PER_TOKEN == 4 and "a quarter of the characters as tokens" in TEXT
+    assert f"more than {MAX_PIXELS / 1e6:.0f} million pixels" in TEXT
+    assert f"longer than {MAX_ASPECT_RATIO}:1" in TEXT
     assert FEWEST_WORDS == 6 and "six words or more" in TEXT

@@ -73,7 +73,8 @@ def assert_equal_with_gradients(
     for model in (parts.student, parts.student64):
         model.requires_grad_(True)
     try:
-        found = objective(parts, loss, **settings)(parts.batch())[loss]
+        found, terms = objective(parts, loss, **settings)(parts.batch(), {loss: 1.0})
+        assert float(terms[loss]) == pytest.approx(float(found.detach()))
         total = sum(expected(two(parts, row), row) for row in parts.rows)
         assert float(found.detach()) == pytest.approx(float(total), rel=rel)
         assert float(found.detach()) > 1e-2

@@ -51,16 +51,21 @@ def environment(**extra: str) -> dict[str, str]:
 
 def as_one_rank() -> dict[str, str]:
     """What torchrun would set for a single process: it then trains itself and starts none."""
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+    return environment(**ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+
+
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
-    return environment(**ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        return int(server.getsockname()[1])
 
 
-def drive(configs: list[Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def drive(
+    configs: list[Path], env: dict[str, str], *, timeout_s: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*DRIVE, *map(str, configs)], env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        [*DRIVE, *map(str, configs)], env=env, capture_output=True, text=True, timeout=timeout_s, check=False
     )
 
 
@@ -127,6 +132,8 @@ def write_config(
                 "probe_every": 2,
                 "save_every": 2,
             },
+            # The pair's weights are random: to a check that stops such a teacher, it is broken.
+            "preflight": {"mode": "warn", "samples": 2},
             "stages": {name: stage for name in STAGES} | {"distill": {**stage, "epochs": 2.0}},
         }
         config = merged(config, changes or {})

@@ -13,7 +13,7 @@ from tests.tiny import TinyData, TinyPair
 SAMPLES = 8
 SHORT = {
     "stages": {"distill": {"epochs": 1.0}},
-    "relabel": {"max_new_tokens": 4, "batch": 3},
+    "relabel": {"max_new_tokens": 4, "batch": 3, "keep_unended": True},
     "engine": {"feature_samples": 3},
 }
 # Every option that leads away from the paper's form; the Recalibrator frozen in stage 2.

@@ -18,6 +18,7 @@ from tests.train import reference
 from tests.train.algorithm_parts import Parts, make_parts, sides
 
 TERMS = {"align": ("ar", "kl"), "regularize": ("reg_ar", "reg_kl"), "sft": ("sft",)}
+ALL = {"ar": 1.0, "kl": 1.0, "sft": 1.0}
 # What a stage follows without training on it.
 FOLLOWED = {
     ("align", "regularize"): {"sft", "teacher_ar"},
@@ -48,7 +49,7 @@ def test_the_batch_is_mixed(parts: Parts) -> None:
 @pytest.mark.parametrize("answer_input", ["features", "embeddings"])
 def test_terms_equal_the_reference(parts: Parts, answer_input: str) -> None:
     with torch.no_grad():
-        terms = parts.objective("align", "regularize", "sft", answer_input=answer_input)(parts.batch())
+        terms = parts.objective("align", "regularize", "sft", answer_input=answer_input)(parts.batch()).terms
         expected = [parts.reference(row, answer_input=answer_input) for row in parts.rows]
     assert set(terms) == {"ar", "kl", "reg_ar", "reg_kl", "sft", "teacher_ar"}
     for name, value in terms.items():
@@ -60,7 +61,7 @@ def test_every_sample_alone_equals_the_reference(parts: Parts) -> None:
     objective = parts.objective("align", "regularize", "sft")
     for row in parts.rows:
         with torch.no_grad():
-            terms = objective(parts.batch((row,)))
+            terms = objective(parts.batch((row,))).terms
             expected = parts.reference(row, answer_input="features")
         for name, value in terms.items():
             assert float(value) == pytest.approx(float(getattr(expected, name).sum()), rel=1e-5), name
@@ -71,7 +72,7 @@ def test_a_blank_image_in_a_batch_of_text_moves_nothing(parts: Parts) -> None:
     batch = parts.batch(parts.text_rows)
     assert batch.student.vision and batch.teachers[0].vision
     with torch.no_grad():
-        terms = parts.objective("align", "regularize", "sft")(batch)
+        terms = parts.objective("align", "regularize", "sft")(batch).terms
         expected = [parts.reference(row, answer_input="features") for row in parts.text_rows]
     for name, value in terms.items():
         total = sum(float(getattr(one, name).sum()) for one in expected)
@@ -81,13 +82,14 @@ def test_a_blank_image_in_a_batch_of_text_moves_nothing(parts: Parts) -> None:
 @pytest.mark.parametrize("losses", [("align", "regularize"), ("align", "sft"), ("sft",)])
 def test_a_stage_computes_its_own_terms_and_sft(parts: Parts, losses: tuple[str, ...]) -> None:
     with torch.no_grad():
-        terms = parts.objective(*losses)(parts.batch())
+        terms = parts.objective(*losses)(parts.batch()).terms
     assert set(terms) == {name for loss in losses for name in TERMS[loss]} | FOLLOWED[losses]
 
 
 def test_the_first_kl_target_reads_the_teachers_last_question_feature(parts: Parts) -> None:
     batch = parts.batch()
-    target_TV = read_teacher(parts.objective("align"), batch).logits_TV
+    z_TD = read_teacher(parts.objective("align"), batch).z_predict_TD
+    target_TV = parts.teacher.get_output_embeddings()(z_TD)
     firsts = torch.cat([torch.tensor([0]), batch.teachers[0].answer_mask_BA.sum(1).cumsum(0)[:-1]])
     for number, row in zip(firsts, parts.rows, strict=True):
         with torch.no_grad():
@@ -123,8 +125,7 @@ def test_probed_and_unprobed_steps_take_the_same_gradient(parts: Parts) -> None:
         parts.recalibrator.zero_grad()
         parts.student.requires_grad_(True)
         parts.student.zero_grad()
-        terms = parts.objective("align", "sft")(parts.batch(), probe)
-        (terms["ar"] + terms["kl"] + terms["sft"]).backward()
+        parts.objective("align", "sft")(parts.batch(), ALL, probe).total.backward()
         modules = (parts.recalibrator, parts.student)
         gradients.append([p.grad for module in modules for p in module.parameters() if p.grad is not None])
     parts.student.requires_grad_(False)
@@ -138,8 +139,8 @@ def test_reading_figures_equal_the_reference(parts: Parts) -> None:
     """Gradient norms by autograd through the reference; KL rises with the neighbour's z_q in it."""
     batch, probe = parts.batch(), ReadingProbe()
     tokens_l, tokens_s = batch.teachers[0].answer_tokens, batch.student.answer_tokens
-    terms = parts.objective("align", "regularize")(batch, probe)
-    ((terms["ar"] + terms["kl"]) / tokens_l + terms["sft"] / tokens_s).backward()
+    scales = {"ar": 1 / tokens_l, "kl": 1 / tokens_l, "sft": 1 / tokens_s}
+    parts.objective("align", "regularize")(batch, scales, probe).total.backward()
     found = reading_metrics(probe.sums, ranks=1, distils=True)
 
     first_sq = later_sq = sft_sq = rise_first = rise_later = 0.0
@@ -183,8 +184,7 @@ def test_detached_question_features_have_no_distillation_gradient(
     monkeypatch.setattr(
         "genrecal.train.recalibrated.question_features", lambda z, batch: question_features(z, batch).detach()
     )
-    terms = parts.objective("align", "regularize")(parts.batch(), probe)
-    (terms["ar"] + terms["kl"] + terms["sft"]).backward()
+    parts.objective("align", "regularize")(parts.batch(), ALL, probe).total.backward()
     found = reading_metrics(probe.sums, ranks=1, distils=True)
     assert [found[f"grad_distill{part}"] for part in ("", "_first", "_later")] == [0.0, 0.0, 0.0]
     assert found["grad_sft"] > 0  # the probe did measure
@@ -206,8 +206,7 @@ class Deaf(torch.nn.Module):
 def test_a_recalibrator_that_ignores_the_student_has_no_kl_rise(parts: Parts) -> None:
     probe = ReadingProbe()
     deaf = Deaf(parts.teacher.config.get_text_config().hidden_size)
-    terms = parts.objective("align", recalibrator=deaf)(parts.batch(), probe)
-    (terms["ar"] + terms["kl"] + terms["sft"]).backward()
+    parts.objective("align", recalibrator=deaf)(parts.batch(), ALL, probe).total.backward()
     found = reading_metrics(probe.sums, ranks=1, distils=True)
     assert found["kl_rise_first"] == found["kl_rise_later"] == found["grad_distill"] == 0.0
     assert probe.sums["first_tokens"] == len(parts.rows)
@@ -216,6 +215,6 @@ def test_a_recalibrator_that_ignores_the_student_has_no_kl_rise(parts: Parts) ->
 def test_a_batch_of_one_has_no_kl_rise_to_tell(parts: Parts) -> None:
     probe = ReadingProbe()
     with torch.no_grad():
-        parts.objective("align")(parts.batch(parts.rows[:1]), probe)
+        parts.objective("align")(parts.batch(parts.rows[:1]), ALL, probe)
     found = reading_metrics(probe.sums, ranks=1, distils=True)
     assert found["kl_rise_first"] is found["kl_rise_later"] is None

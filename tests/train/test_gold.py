@@ -9,6 +9,8 @@ from genrecal.data.batch import Batch, PairedBatch, collate
 from genrecal.data.pair import PairedSample
 from genrecal.data.vocabulary import shared_ids
 from genrecal.train.comparison import COMPARISONS, Comparison, Pair
+from genrecal.train.head import Head
+from genrecal.train.head_pair import HeadPair
 from genrecal.train.objective import Objective
 from genrecal.train.recalibrated import Source
 from tests.data.spellings import spelled
@@ -25,10 +27,14 @@ def cross(tiny_pair: TinyPair, tiny_data: TinyData) -> Parts:
 
 
 class Said:
-    """Stands where a VLM does, with its logits in place of its features."""
+    """A head whose features are its logits."""
 
-    def get_output_embeddings(self) -> torch.nn.Module:
-        return torch.nn.Identity()
+    def __init__(self, entries: int) -> None:
+        self.linear = torch.nn.Linear(entries, entries, bias=False)
+        torch.nn.init.eye_(self.linear.weight)
+
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        return self.linear
 
 
 def said(answer: list[int], ends: list[int]) -> Batch:
@@ -77,8 +83,7 @@ def test_gold_by_hand() -> None:
     batch_s, batch_l = said([1, 2, 3], [2, 4, 5]), said([1, 2, 3, 4, 0], [1, 2, 3, 4, 5])
     logits = {"z_s_BSD": q.log()[None], "z_l_BSD": p.log()[None]}
     pair = Pair(
-        student=Said(),
-        teacher=Said(),
+        heads=HeadPair(Head(Said(6)), Head(Said(4))),
         batch_s=batch_s,
         batch_l=batch_l,
         embedded_s_BSD=q,
@@ -140,7 +145,7 @@ def test_gold_of_a_model_with_itself_is_nothing(cross: Parts) -> None:
     ).eval()
     padding = processor.tokenizer.pad_token_id
     with torch.no_grad():
-        terms = itself(_collate(rows, padding, cross))
+        terms = itself(_collate(rows, padding, cross)).terms
     assert float(terms["gold"]) == pytest.approx(0.0, abs=1e-4)
     assert float(terms["uld"]) == pytest.approx(0.0, abs=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,12 @@ def samples(tiny_data: TinyData) -> tuple[Sample, ...]:
 
 
 def config(
-    output: Path, pair: TinyPair, *, teachers: list[dict[str, Any]] | None = None, batch: int = 5
+    output: Path,
+    pair: TinyPair,
+    *,
+    teachers: list[dict[str, Any]] | None = None,
+    batch: int = 5,
+    keep_unended: bool = True,
 ) -> RunConfig:
     named = {"teachers": teachers} if teachers else {"teacher": pair.teacher}
     output.mkdir(parents=True, exist_ok=True)
@@ -53,15 +59,20 @@ def config(
             "student": pair.student,
             "output": output,
             "data": {"sources": [{"path": "unread.json"}]},
-            "relabel": {"batch": batch, "max_new_tokens": LENGTH},
+            "relabel": {"batch": batch, "max_new_tokens": LENGTH, "keep_unended": keep_unended},
             "engine": {"zero_stage": 0, "precision": "fp32"},
         }
         | named
     )
 
 
-@torch.no_grad()
 def greedy(folder: Path, sample: Sample) -> str:
+    text = load_processor(folder).tokenizer.decode(greedy_ids(folder, sample), skip_special_tokens=True)
+    return text.strip()
+
+
+@torch.no_grad()
+def greedy_ids(folder: Path, sample: Sample) -> list[int]:
     """Without padding, cache or `generate`: the likeliest token, LENGTH times or until the turn ends."""
     model, processor = load_model(folder), load_processor(folder)
     prompt = encode_prompt(processor, chat_messages(sample), [open_image(image) for image in sample.images])
@@ -71,7 +82,7 @@ def greedy(folder: Path, sample: Sample) -> str:
         ids = torch.cat([ids, logits[0, -1].argmax()[None]])
         if ids[-1] == processor.tokenizer.eos_token_id:
             break
-    return processor.tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True).strip()
+    return ids[len(prompt.ids) :].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +181,24 @@ def test_an_empty_answer_keeps_the_given_one(
         else:
             assert found.answer == labels.answer(sample) != sample.answer
             assert replace(found, turns=sample.turns) == sample and found.turns[:-1] == sample.turns[:-1]
+
+
+@torch.no_grad()
+def test_an_answer_that_does_not_end_keeps_the_given_one(
+    tiny_pair: TinyPair, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    """A teacher that ends its turn where it would have said the third token of its first answer."""
+    model, end_id = load_model(tiny_pair.teacher), load_processor(tiny_pair.teacher).tokenizer.eos_token_id
+    rows = model.get_output_embeddings().weight
+    rows[end_id] = 1.05 * rows[greedy_ids(tiny_pair.teacher, samples[0])[2]]
+    ending = TinyPair(teacher=tmp_path / "teacher", student=tiny_pair.student)
+    shutil.copytree(tiny_pair.teacher, ending.teacher)
+    model.save_pretrained(ending.teacher)
+    labels = teacher_labels(config(tmp_path / "run", ending, keep_unended=False), samples)
+    ended = [greedy_ids(ending.teacher, sample)[-1] == end_id for sample in samples]
+    assert set(ended) == {True, False}
+    for sample, has_ended in zip(samples, ended, strict=True):
+        assert labels.answer(sample) == (greedy(ending.teacher, sample) if has_ended else "")
 
 
 def test_nothing_but_empty_answers_is_a_table_too(

@@ -88,7 +88,7 @@ def test_terms_equal_the_reference(parts: Parts, case: str) -> None:
     shape = RecalibratorConfig(**{name: value for name, value in settings.items() if name != "first_token"})
     made = recalibrators(parts, shape)
     with torch.no_grad():
-        found = objective(parts, made, **settings)(parts.batch())
+        found = objective(parts, made, **settings)(parts.batch()).terms
         rows = [expected(parts, made, row, with_alignment(parts, row, options)) for row in parts.rows]
     for name in TERMS:
         assert float(found[name]) == pytest.approx(sum(float(row[name]) for row in rows), rel=1e-5), name
@@ -103,7 +103,7 @@ def test_no_two_options_come_to_the_same(parts: Parts) -> None:
         )
         made = recalibrators(parts, shape)
         with torch.no_grad():
-            terms = objective(parts, made, **settings)(parts.batch())
+            terms = objective(parts, made, **settings)(parts.batch()).terms
         # A projector of its own shows in Algorithm 2 alone.
         found[case] = [float(terms[name]) for name in ("kl", "reg_kl")]
     assert len({tuple(round(value, 2) for value in values) for values in found.values()}) == len(CASES)
@@ -162,7 +162,7 @@ def test_hidden_positions_are_zero_and_the_terms_are_theirs(parts: Parts) -> Non
     assert 0.2 < float(shown) < 0.8
     torch.manual_seed(3)
     with torch.no_grad():
-        found = dropping(batch)
+        found = dropping(batch).terms
     rows = [
         expected(
             parts,
@@ -188,9 +188,8 @@ def test_a_probed_step_hides_what_an_unprobed_one_hides(parts: Parts, answer_inp
     try:
         for probe in (None, ReadingProbe()):
             torch.manual_seed(7)
-            terms = dropping(parts.batch(), probe)
+            total, terms = dropping(parts.batch(), {"ar": 1.0, "kl": 1.0, "sft": 1.0}, probe)
             weights = [*dropping.sources[0].recalibrators.parameters(), *parts.student.parameters()]
-            total = terms["ar"] + terms["kl"] + terms["sft"]
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
             found.append(({name: float(value) for name, value in terms.items()}, gradients))
         assert probe is not None and probe.sums["distill_later_sq"] > 0 and probe.sums["first_tokens"] > 0
@@ -212,14 +211,15 @@ def test_aligned_answers_carry_gradient_to_the_students_answer(parts: Parts) -> 
         one = objective(parts, made, losses=("align",), answer_input=answer_input)
         z_BSD = torch.randn(*batch.input_ids_BS.shape, parts.student.config.get_text_config().hidden_size)
         z_BSD.requires_grad_(True)
-        terms = one.sources[0].recalibrated_terms(
+        total, _ = one.sources[0].recalibrated_losses(
             [z_BSD],
             batch,
             parts.batch().teachers[0],
             torch.ones(len(parts.rows), dtype=torch.bool),
             regularize=False,
+            scales={"ar": 1.0, "kl": 1.0},
         )
-        (gradient,) = torch.autograd.grad(terms["ar"] + terms["kl"], z_BSD)
+        (gradient,) = torch.autograd.grad(total, z_BSD)
         answers = gradient[0, int(batch.question_lengths_B[0]) :]
         assert bool(answers.abs().sum() > 0) == reached
         assert gradient[0, : int(batch.question_lengths_B[0])].abs().sum() > 0

@@ -55,8 +55,8 @@ def paired(teacher: ReadFamily, student: ReadFamily) -> PairedBatch:
 
 def total(objective: Any, stage: Stage, batch: PairedBatch) -> torch.Tensor:
     """What the loop sends back: each term over its count."""
-    terms, counts = objective(batch), objective.counts(batch)
-    return sum(terms[name] / counts[TERMS[name].per] for name in stage.terms)
+    counts = objective.counts(batch)
+    return objective(batch, {name: 1 / counts[TERMS[name].per] for name in stage.terms}).total
 
 
 def trained_segments(stage: Stage, student: Any) -> set[str]:
@@ -132,6 +132,7 @@ def test_a_run_with_each_family_as_student(
             "recalibrator": {"layers": [0.5, 1.0]},
             "lora": {"rank": 4, "alpha": 4},
             "engine": {"zero_stage": 3, "precision": "bf16", "feature_samples": 2},
+            "preflight": {"mode": "warn", "samples": 2},
             "stages": dict.fromkeys(METHODS["genrecal"].stages, stage),
         }
         configs.append(tmp_path / f"{student}.yaml")

@@ -44,8 +44,8 @@ def test_several_teachers_teach_what_is_routed_to_them(parts: Parts) -> None:
     ).eval()
     batch = twice(parts.batch())
     with torch.no_grad():
-        found = routed(batch)
-        alone = objective(parts, first)(parts.batch())
+        found = routed(batch).terms
+        alone = objective(parts, first)(parts.batch()).terms
     counts = routed.counts(batch)
     for place, (made, route) in enumerate(zip((first, second), routes, strict=True)):
         mark = "" if place == 0 else "@1"
@@ -69,10 +69,10 @@ def test_a_batch_that_no_teacher_teaches_has_terms_of_nothing(parts: Parts) -> N
         routes=[()],
     ).eval()
     for probe in (None, ReadingProbe()):
-        terms = routed(parts.batch(), probe)
-        assert all(float(terms[name].detach()) == 0.0 for name in (*TERMS, "teacher_ar"))
+        total, terms = routed(parts.batch(), dict.fromkeys(TERMS, 1.0), probe)
+        assert all(float(terms[name]) == 0.0 for name in (*TERMS, "teacher_ar"))
         weights = list(routed.sources[0].recalibrators.parameters())
-        gradients = torch.autograd.grad(sum(terms[name] for name in TERMS), weights)
+        gradients = torch.autograd.grad(total, weights)
         assert all(not gradient.any() for gradient in gradients)
     assert routed.counts(parts.batch())["aligned_tokens"] == 0.0
     assert probe is not None and probe.sums["first_tokens"] == probe.sums["rise_first"] == 0.0

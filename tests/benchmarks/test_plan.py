@@ -1,0 +1,39 @@
+"""What the plan predicts, against what was measured; from the committed configs and results alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plan import CASES, RESULTS, compare, predict, table
+from genrecal.core.files import read_json
+
+WITHIN = 0.15
+# A step of a tiny pair is Python's calls, not its products: their time is shown in the table and not held.
+TIMED = [name for name in CASES if CASES[name]["pair"] == "mid"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory(name: str) -> None:
+    measured = read_json(RESULTS / f"{name}.json")
+    found = compare(measured, predict(measured))
+    assert found["held_predicted"] == pytest.approx(found["held_measured"], rel=WITHIN)
+    assert found["on_top_predicted"] == pytest.approx(found["on_top_measured"], rel=WITHIN)
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_time(name: str) -> None:
+    measured = read_json(RESULTS / f"{name}.json")
+    found = compare(measured, predict(measured))
+    assert found["seconds_predicted"] == pytest.approx(found["seconds_measured"], rel=WITHIN)
+
+
+def test_mid_size_is_mid_size() -> None:
+    found = predict(read_json(RESULTS / "mid-recalibrate.json"))
+    assert found["parameters"] >= 100_000_000
+
+
+@pytest.mark.full
+def test_the_table_of_the_document() -> None:
+    assert table() in (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
