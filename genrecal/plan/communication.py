@@ -26,15 +26,17 @@ class Communication:
     micro_step: dict[str, float]
     step: dict[str, float]
     """Once for each optimizer step, beside those of its micro-steps."""
+    in_node: dict[str, float]
+    """Of each micro-step, from the ranks of the same node alone (hpZ)."""
     gb_s: float
     """Of the slowest link on the way."""
-
-    def bytes_of_step(self, accumulation: int) -> float:
-        return accumulation * sum(self.micro_step.values()) + sum(self.step.values())
+    node_gb_s: float
 
     def seconds_of_step(self, accumulation: int) -> float:
         """As if nothing else was done meanwhile."""
-        return self.bytes_of_step(accumulation) / (self.gb_s * 1e9)
+        far = accumulation * sum(self.micro_step.values()) + sum(self.step.values())
+        near = accumulation * sum(self.in_node.values())
+        return far / (self.gb_s * 1e9) + near / (self.node_gb_s * 1e9)
 
 
 def communication_of(
@@ -45,10 +47,14 @@ def communication_of(
     weight, trained = weight_bytes(engine) * share, parameters.trained_total
     micro_step: dict[str, float] = {}
     step: dict[str, float] = {}
+    in_node: dict[str, float] = {}
     if engine.zero_stage == 3:
-        micro_step["all-gather forward"] = parameters.total * weight
+        # With hpZ a node has all weights; those that trained in the step before are sent to it once.
+        frozen = in_node if engine.hpz_partition > 1 else micro_step
+        micro_step["all-gather forward"] = trained * weight
+        frozen["all-gather forward"] = frozen.get("all-gather forward", 0) + parameters.frozen_total * weight
         if parameters.total > MAX_REUSE_DISTANCE:
-            micro_step["all-gather backward"] = _read_backwards(parameters) * weight
+            frozen["all-gather backward"] = _read_backwards(parameters) * weight
         micro_step["reduce-scatter"] = trained * weight
     elif engine.zero_stage == 2:
         micro_step["reduce-scatter"] = trained * weight
@@ -62,8 +68,10 @@ def communication_of(
     near = ranks <= machine.ranks_per_node
     return Communication(
         micro_step=micro_step if ranks > 1 else {},
+        in_node=in_node if ranks > 1 else {},
         step=step if ranks > 1 else {},
         gb_s=figures.node_gb_s if near else figures.network_gb_s,
+        node_gb_s=figures.node_gb_s,
     )
 
 

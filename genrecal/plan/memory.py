@@ -1,18 +1,23 @@
 """Memory of one GPU by part, as DeepSpeed 0.19 and AdamW take it under this project's settings (engine.py).
 
-    held all the time      weights, fp32 master weights, AdamW's two moments, sums of gradients, a bucket
-    on top, at its largest of three moments, which follow each other:
+    held all the time      weights, fp32 master weights, AdamW's two moments
+    on top, at the largest of three moments, which follow each other:
         within a micro-step     what lives (trace.py), and the weights that ZeRO-3 has gathered
         when gradients are sent the copies that are reduced and added up
         when AdamW steps        the gradient in one piece, and AdamW's own temporaries
 
-n ranks, P_t trained and P_f frozen parameters, w bytes of a weight (bf16: 2). / n is what ZeRO splits:
+n ranks, P_t trained and P_f frozen parameters, w bytes of a weight (bf16: 2); / n is what ZeRO splits. Sums
+of gradients and DeepSpeed's bucket are held all the time, or from a step's first micro-step to its end (*),
+or in its backward passes (**):
 
-    ZeRO    weights          master           moments    sums of gradients    bucket
-    0       (P_t + P_f) w    -                8 P_t      4 P_t                -
-    1       (P_t + P_f) w    4 P_t / n        8 P_t / n  4 P_t, and bf16      fp32: 5e8 w
-    2       (P_t + P_f) w    4 P_t / n        8 P_t / n  4 P_t / n            5e8 w
-    3       (P_t + P_f) w/n  4 P_t / n        8 P_t / n  4 P_t / n            5e8 w
+    ZeRO    weights          master       moments    sums of gradients            bucket
+    0       (P_t + P_f) w    -            8 P_t      4 P_t *                      -
+    1       (P_t + P_f) w    4 P_t / n    8 P_t / n  bf16: 4 P_t; fp32: 4 P_t *   fp32: 5e8 w **
+    2       (P_t + P_f) w    4 P_t / n    8 P_t / n  4 P_t / n *                  5e8 w **
+    3       (P_t + P_f) w/n  4 P_t / n    8 P_t / n  4 P_t / n                    5e8 w
+
+With `engine.offload_params` ZeRO-3's weights lie in the host's memory; with `engine.hpz_partition` the ranks
+of a node hold all weights once more between them.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genrecal.plan.parameters import Parameters
-from genrecal.plan.trace import Trace
+from genrecal.plan.trace import BACKWARD, Trace
 from genrecal.train.settings import EngineConfig
 
 # DeepSpeed's defaults, which engine.py leaves as they are (deepspeed/runtime/zero/config.py), in numbers.
@@ -29,6 +34,7 @@ PREFETCH = 50_000_000
 MAX_REUSE_DISTANCE = 1_000_000_000
 SUB_GROUP = 1_000_000_000
 FP32 = 4
+BUCKET = "backward pass with the bucket"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +66,14 @@ def memory_of(parameters: Parameters, micro_step: Trace, engine: EngineConfig, *
         engine: precision and ZeRO stage.
         ranks: GPUs that ZeRO splits over.
     """
-    held, sending, stepping = _zero(parameters, engine, ranks)
+    held, moments = _zero(parameters, engine, ranks)
     gathered = gathered_bytes(parameters, engine, ranks=ranks)
+    moments["micro-step"] += micro_step.peak_bytes + gathered
+    if BUCKET in moments:
+        moments[BUCKET] += sum(micro_step.phases.get(BACKWARD, {}).values())
     return Memory(
         held={part: size for part, size in held.items() if size},
-        moments={
-            "micro-step": micro_step.peak_bytes + gathered,
-            "gradients are sent": sending,
-            "AdamW steps": stepping,
-        },
+        moments=moments,
         activations=micro_step.peak_parts | ({"gathered weights": gathered} if gathered else {}),
     )
 
@@ -84,44 +89,44 @@ def gathered_bytes(parameters: Parameters, engine: EngineConfig, *, ranks: int) 
     A module's weights stay where they are used again within MAX_REUSE_DISTANCE numbers; the next ones are
     fetched ahead. A model below that stays whole from its first forward pass to the end of the step.
     """
-    if engine.zero_stage < 3 or ranks == 1:
+    if engine.zero_stage < 3 or (ranks == 1 and engine.offload_params == "none"):
         return 0
     live = min(parameters.total, MAX_REUSE_DISTANCE + parameters.layer + PREFETCH)
     return live * weight_bytes(engine)
 
 
-def _zero(parameters: Parameters, engine: EngineConfig, ranks: int) -> tuple[dict[str, int], int, int]:
-    """What is held, and the bytes on top when gradients are sent and when AdamW steps."""
+def _zero(parameters: Parameters, engine: EngineConfig, ranks: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What is held all the time, and on top at each moment, without the micro-step's own tensors."""
     trained, frozen, weight = parameters.trained_total, parameters.frozen_total, weight_bytes(engine)
     stage, bf16 = engine.zero_stage, engine.precision == "bf16"
-    part = -(-trained // ranks)
+    part, in_host = -(-trained // ranks), engine.offload_params == "cpu"
     split = ranks if stage == 3 else 1
+    again = (trained + frozen) * weight // engine.hpz_partition if engine.hpz_partition > 1 else 0
     held = {
-        "frozen weights": frozen * weight // split,
-        "trained weights": trained * weight // split,
+        "frozen weights": 0 if in_host else frozen * weight // split,
+        "trained weights": 0 if in_host else trained * weight // split,
+        "weights of the node": again,
         "fp32 master weights": part * FP32 if stage else 0,
         "AdamW moments": 2 * FP32 * (part if stage else trained),
     }
-    bucket = REDUCE_BUCKET * weight
-    sent = min(trained, REDUCE_BUCKET)
+    bucket, sent = REDUCE_BUCKET * weight, min(trained, REDUCE_BUCKET)
+    # torch's AdamW makes two tensors as large as the one it updates: roots of the second moment, corrected.
     if stage == 0:
-        held["gradients"] = trained * FP32
-        sending, stepped = 0, trained
-        extra = 0
-    elif stage == 1 and bf16:
-        # DeepSpeed's BF16_Optimizer: fp32 sums of all gradients on every rank, and the bf16 ones are kept.
-        held["gradients"] = trained * (FP32 + weight)
-        sending, stepped, extra = 0, part, 0
-    elif stage in (1, 2):
-        held["gradients"] = part * FP32 if stage == 2 else trained * FP32
-        held["reduce bucket"] = bucket
-        sending, stepped, extra = sent * weight, part, part * FP32
-    else:
-        held["gradients"] = part * FP32
-        held["reduce bucket"] = bucket
-        # reduce-scatter: all gradients of the bucket in one piece, this rank's part of them, and it in fp32
-        sending = sent * weight + sent // ranks * (weight + (FP32 if bf16 else 0))
-        stepped = min(part, SUB_GROUP)
-        extra = stepped * FP32
-    # torch's AdamW: the root of the second moment, and that divided by its bias correction
-    return held, sending, extra + 2 * stepped * FP32
+        sums = trained * FP32
+        return held, _moments(sums, sums, sums + 2 * parameters.largest_trained * FP32)
+    if stage == 1 and bf16:
+        # DeepSpeed's BF16_Optimizer: fp32 sums of all gradients on every rank, bf16 ones until the end.
+        held["gradients"], kept = trained * FP32, trained * weight
+        return held, _moments(kept, kept, kept + 2 * part * FP32)
+    if stage < 3:
+        sums = (part if stage == 2 else trained) * FP32
+        moments = _moments(sums, sums + bucket + sent * weight, sums + 3 * part * FP32)
+        return held, {**moments, BUCKET: sums + bucket}
+    held |= {"gradients": part * FP32, "reduce bucket": bucket}
+    # reduce-scatter: all gradients of the bucket in one piece, this rank's part of them, and it in fp32
+    sending = sent * weight + sent // ranks * (weight + (FP32 if bf16 else 0))
+    return held, _moments(0, sending, 3 * min(part, SUB_GROUP) * FP32)
+
+
+def _moments(micro_step: int, sending: int, stepping: int) -> dict[str, int]:
+    return {"micro-step": micro_step, "gradients are sent": sending, "AdamW steps": stepping}

@@ -67,6 +67,7 @@ def _tables(plan: Plan) -> dict[str, dict[str, list[str]]]:
         },
         "GB that a GPU receives": {
             **_by_part([stage.communication.micro_step for stage in stages], "micro-step, ", 1e9, 2),
+            **_by_part([stage.communication.in_node for stage in stages], "micro-step in the node, ", 1e9, 2),
             **_by_part([stage.communication.step for stage in stages], "step, ", 1e9, 2),
         },
         "disk": {

@@ -153,11 +153,17 @@ class StageSketch:
         batches = self.batches(micro_batch)
         batch = batches.longest if which == "longest" else batches.typical[which]
         # Equal samples: the longest micro-batch is the typical one.
-        key = (id(batch), engine.gradient_checkpointing, probed)
+        key = (id(batch), engine.gradient_checkpointing, engine.zero_stage == 3, probed)
         if key not in self._traces:
             stage = self.config.plan(self.name)
             traces = [
-                trace(self._objective(engine.gradient_checkpointing, layers), stage, batch, probed=probed)
+                trace(
+                    self._objective(engine.gradient_checkpointing, layers),
+                    stage,
+                    batch,
+                    zero_stage=engine.zero_stage,
+                    probed=probed,
+                )
                 for layers in self._layers
             ]
             self._traces[key] = deep_trace(*traces, self._models) if len(traces) > 1 else traces[0]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -51,13 +52,16 @@ class Trace:
         return sum(self.peak_parts.values())
 
 
-def trace(objective: Objective, stage: Stage, batch: PairedBatch, *, probed: bool = False) -> Trace:
+def trace(
+    objective: Objective, stage: Stage, batch: PairedBatch, *, zero_stage: int, probed: bool = False
+) -> Trace:
     """Run one micro-step.
 
     Args:
         objective: the stage's models as shapes (shapes.py).
         stage: whose terms are trained on.
         batch: real ids and masks; pixels of the right shape.
+        zero_stage: of the engine.
         probed: as in the steps that also measure whether the Recalibrator reads the student.
     """
     objective.train()
@@ -66,7 +70,7 @@ def trace(objective: Objective, stage: Stage, batch: PairedBatch, *, probed: boo
     scales = dict.fromkeys([*names, *(["sft"] if probed else [])], 1.0)
     hooks = [*_parts(objective, recorder), *_taken_gradients(objective)]
     try:
-        with recorder, FusedAttention():
+        with recorder, AsTrained(zero_stage):
             total = objective(batch, scales, ReadingProbe() if probed else None).total
             with recorder.part(BACKWARD):
                 total.backward()
@@ -80,12 +84,22 @@ def trace(objective: Objective, stage: Stage, batch: PairedBatch, *, probed: boo
     )
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention by the fused kernel, whatever torch would choose for shapes."""
+class AsTrained(TorchFunctionMode):
+    """Two functions as the engine runs them, whatever torch would choose for shapes.
+
+    Attention is the fused kernel. Under ZeRO-3 DeepSpeed puts a linear layer of its own in torch's place: it
+    keeps its input for the backward pass even where the weight is frozen.
+    """
+
+    def __init__(self, zero_stage: int) -> None:
+        super().__init__()
+        self._own_linear = zero_stage == 3
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
+        if func is torch._C._nn.linear and self._own_linear:
+            return zero3_linear_wrap(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

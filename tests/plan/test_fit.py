@@ -75,7 +75,20 @@ def test_zero_splits(sketch: StageSketch) -> None:
     whole = gathered_bytes(sketch.parameters, engine, ranks=2)
     assert whole == sketch.parameters.total * 4
     trace = sketch._trace("longest", engine, 1, probed=False)
-    for stage, gradients in ((0, 1.0), (2, 0.5), (3, 0.5)):
+    four = sketch.parameters.trained_total * 4
+    for stage, master, moments in ((0, 0.0, 2.0), (2, 0.5, 1.0), (3, 0.5, 1.0)):
         split = engine.model_copy(update={"zero_stage": stage})
         held = memory_of(sketch.parameters, trace, split, ranks=2).held
-        assert held["gradients"] == pytest.approx(sketch.parameters.trained_total * 4 * gradients)
+        assert held.get("fp32 master weights", 0) == pytest.approx(four * master)
+        assert held["AdamW moments"] == pytest.approx(four * moments)
+
+
+def test_where_weights_lie(sketch: StageSketch) -> None:
+    engine, parameters = sketch.config.engine, sketch.parameters
+    trace = sketch._trace("longest", engine, 1, probed=False)
+    plain = memory_of(parameters, trace, engine, ranks=16).held
+    host = engine.model_copy(update={"offload_params": "cpu"})
+    assert "trained weights" not in memory_of(parameters, trace, host, ranks=16).held
+    node = memory_of(parameters, trace, engine.model_copy(update={"hpz_partition": 8}), ranks=16).held
+    assert node["weights of the node"] == parameters.total * 4 // 8
+    assert node["trained weights"] == plain["trained weights"]

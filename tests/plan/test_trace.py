@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,7 +36,11 @@ def run_config(student: Path, teacher: Path, **settings: Any) -> RunConfig:
         "teacher": str(teacher),
         "output": "unused",
         "data": {"sources": [{"path": "unused.json"}]},
-        "engine": {"precision": "fp32", "gradient_checkpointing": settings.pop("recompute", True)},
+        "engine": {
+            "precision": "fp32",
+            "zero_stage": settings.pop("zero_stage", 0),
+            "gradient_checkpointing": settings.pop("recompute", True),
+        },
         "lora": {"rank": 4, "alpha": 4, "dropout": 0.0},
         **settings,
     }
@@ -50,7 +55,7 @@ def both(config: RunConfig, name: str, *, probed: bool = False) -> tuple[tuple[f
     student, *teachers = (batch_of(model, SIZES, samples=2) for model in models)
     batch = paired_batch(student, teachers, domain="knowledge")
     shapes = stage_as_shapes(config, name, models[0], models[1:])
-    planned = trace(shapes, stage, batch, probed=probed)
+    planned = trace(shapes, stage, batch, zero_stage=config.engine.zero_stage, probed=probed)
     real = [load_model(folder, dtype=torch.float32) for folder in folders]
     comparison = Comparison(image_token_id=models[0].image_token_id)
     objective = arrange_stage(
@@ -90,6 +95,16 @@ def test_activations(tiny_pair: TinyPair, recompute: bool) -> None:
     assert planned[1] == pytest.approx(measured[1], rel=CLOSE)
 
 
+def test_the_linear_layer_of_zero_3(tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps inputs of frozen layers, which torch's own lets go."""
+    plain, _ = both(run_config(tiny_pair.student, tiny_pair.teacher, recompute=False), "distill")
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    config = run_config(tiny_pair.student, tiny_pair.teacher, recompute=False, zero_stage=3)
+    planned, measured = both(config, "distill")
+    assert planned[1] > plain[1]
+    assert planned[1] == pytest.approx(measured[1], rel=CLOSE)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family(family_folders: dict[str, Path], tiny_pair: TinyPair, name: str) -> None:
     config = run_config(tiny_pair.student, family_folders[name])
@@ -109,6 +124,6 @@ def test_other_methods(tiny_pair: TinyPair, method: str) -> None:
         reads = config.plan(name).reads_teacher
         batch = paired_batch(student, [student] if reads else [], domain="knowledge")
         objective = stage_as_shapes(config, name, models[0], models[1:])
-        found = trace(objective, config.plan(name), batch)
+        found = trace(objective, config.plan(name), batch, zero_stage=0)
         assert found.flops["backward"] > 0
         assert ("teacher body" in found.flops) == reads
