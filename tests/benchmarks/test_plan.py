@@ -15,18 +15,12 @@ TIMED = [name for name in CASES if CASES[name]["pair"] == "mid"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_memory(name: str) -> None:
+def test_within(name: str) -> None:
     measured = read_json(RESULTS / f"{name}.json")
     found = compare(measured, predict(measured))
-    assert found["held_predicted"] == pytest.approx(found["held_measured"], rel=WITHIN)
-    assert found["on_top_predicted"] == pytest.approx(found["on_top_measured"], rel=WITHIN)
-
-
-@pytest.mark.parametrize("name", TIMED)
-def test_time(name: str) -> None:
-    measured = read_json(RESULTS / f"{name}.json")
-    found = compare(measured, predict(measured))
-    assert found["seconds_predicted"] == pytest.approx(found["seconds_measured"], rel=WITHIN)
+    held = ["held", "on_top", *(["seconds"] if name in TIMED else [])]
+    for figure in held:
+        assert found[f"{figure}_predicted"] == pytest.approx(found[f"{figure}_measured"], rel=WITHIN), figure
 
 
 def test_mid_size_is_mid_size() -> None:

@@ -17,7 +17,9 @@ from tests.plan.test_trace import run_config
 MODELS = Path(__file__).parents[2] / "benchmarks" / "results" / "plan" / "models"
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "recompute", [True, pytest.param(False, marks=pytest.mark.full)], ids=["recomputed", "kept"]
+)
 @pytest.mark.parametrize("stage", ["recalibrate", "distill", "finetune"])
 def test_deep_from_shallow(stage: str, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(MODELS / "mid-student", MODELS / "mid-teacher", recompute=recompute)

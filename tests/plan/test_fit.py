@@ -24,6 +24,7 @@ def sketch() -> StageSketch:
         MODELS / "mid-student",
         MODELS / "mid-teacher",
         recompute=False,
+        zero_stage=3,
         stages={"finetune": {"micro_batch": 8, "accumulation": 4}},
     )
     models: list[Any] = [read_config(MODELS / f"mid-{side}") for side in ("student", "teacher")]

@@ -96,16 +96,23 @@ def test_activations(tiny_pair: TinyPair, recompute: bool) -> None:
 
 
 def test_the_linear_layer_of_zero_3(tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps inputs of frozen layers, which torch's own lets go."""
-    plain, _ = both(run_config(tiny_pair.student, tiny_pair.teacher, recompute=False), "distill")
+    """It keeps inputs of frozen layers, which torch's own lets go; behind dropout, LoRA's are others."""
+    lora = {"rank": 4, "alpha": 4, "dropout": 0.1}
+    pair = (tiny_pair.student, tiny_pair.teacher)
+    plain, _ = both(run_config(*pair, recompute=False, lora=lora), "distill")
     monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
-    config = run_config(tiny_pair.student, tiny_pair.teacher, recompute=False, zero_stage=3)
-    planned, measured = both(config, "distill")
+    planned, measured = both(run_config(*pair, recompute=False, lora=lora, zero_stage=3), "distill")
     assert planned[1] > plain[1]
     assert planned[1] == pytest.approx(measured[1], rel=CLOSE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Two manners of images at once; the others have minutes.
+QUICK = ("internvl", "qwen3_vl")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in NAMES]
+)
 def test_every_family(family_folders: dict[str, Path], tiny_pair: TinyPair, name: str) -> None:
     config = run_config(tiny_pair.student, family_folders[name])
     planned, measured = both(config, "distill")
@@ -113,7 +120,10 @@ def test_every_family(family_folders: dict[str, Path], tiny_pair: TinyPair, name
     assert planned[1] == pytest.approx(measured[1], rel=CLOSE)
 
 
-@pytest.mark.parametrize("method", ["minillm", "distillm", "uld", "gold", "llava-kd"])
+@pytest.mark.parametrize(
+    "method",
+    ["gold", *(pytest.param(name, marks=pytest.mark.full) for name in ("minillm", "uld", "llava-kd"))],
+)
 def test_other_methods(tiny_pair: TinyPair, method: str) -> None:
     from genrecal.train.stages import METHODS
 
