@@ -170,11 +170,19 @@ def write_inputs(name: str, work: Path) -> None:
 class Calibration:
     """How fast this process computes, moves and calls, measured between the micro-steps."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, *, tokens: int, width: int) -> None:
+        """Make what is measured.
+
+        Args:
+            precision: of the engine.
+            tokens: rows of the features.
+            width: of the features; an MLP is three times as wide.
+        """
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._left = torch.randn(512, 768).to(dtype)
-        self._right = torch.randn(768, 2304).to(dtype)
-        self._features = torch.randn(512, 2304).to(dtype)
+        self._left = torch.randn(tokens, width).to(dtype)
+        self._right = torch.randn(width, 3 * width).to(dtype)
+        self._features = torch.randn(tokens, 3 * width).to(dtype)
+        self._nothing = torch.randn(1, 1).to(dtype)
         self._large = torch.randn(16 * 2**20)
         shape = Qwen2Config(
             vocab_size=8,
@@ -190,16 +198,20 @@ class Calibration:
             self._call()
         self._calls = len(recorder.operations)
         with Recorder("moves") as recorder:
-            self._between_products()
+            self._between_products(self._features)
         self._moved = sum(one.moved for one in recorder.operations)
+        self._product = 2 * tokens * width * 3 * width
         self.readings: dict[str, list[float]] = {}
 
     def measure(self) -> None:
-        """One more reading of each."""
-        product = 2 * 512 * 768 * 2304
+        """One more reading of each; products and copies without what the calls alone take."""
+        nothing = self._nothing
+        product = _seconds(lambda: self._left @ self._right) - _seconds(lambda: nothing @ nothing)
+        moves = _seconds(lambda: self._between_products(self._features))
+        moves -= _seconds(lambda: self._between_products(nothing))
         for name, value in {
-            "flops_per_s": product / _seconds(lambda: self._left @ self._right),
-            "bytes_per_s": self._moved / _seconds(self._between_products),
+            "flops_per_s": self._product / product,
+            "bytes_per_s": self._moved / moves,
             "fresh_bytes_per_s": 4 * self._large.numel() / _seconds(lambda: torch.ones_like(self._large)),
             "seconds_per_operation": _seconds(self._call) / self._calls,
         }.items():
@@ -209,18 +221,19 @@ class Calibration:
         """A model of almost nothing: what Python and torch take for each call."""
         self._model(self._ids, use_cache=False).last_hidden_state.sum().backward()
 
-    def _between_products(self) -> torch.Tensor:
+    def _between_products(self, x: torch.Tensor) -> torch.Tensor:
         """What a decoder layer does between its products: a norm, a gate, a sum."""
-        x = self._features
         normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
         return x + torch.nn.functional.silu(normed) * x
 
 
-def _seconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    started = time.process_time()
-    for _ in range(repeats):
+def _seconds(work: Callable[[], Any], least: float = 0.02) -> float:
+    """Processor seconds of one call, of as many as take `least` seconds, and at least five."""
+    started, calls = time.process_time(), 0
+    while calls < 5 or time.process_time() - started < least:
         work()
-    return (time.process_time() - started) / repeats
+        calls += 1
+    return (time.process_time() - started) / calls
 
 
 class Driver:
@@ -312,9 +325,16 @@ def _living_bytes() -> int:
     return sum(storages.values())
 
 
-def measure_time(driver: Driver) -> dict[str, Any]:
-    """Processor seconds of each optimizer step, and the machine's speed before each micro-step."""
-    calibration = Calibration(driver.config.engine.precision)
+def measure_time(driver: Driver, pair: str) -> dict[str, Any]:
+    """Processor seconds of each optimizer step, and the machine's speed before each micro-step.
+
+    The speed is that of the sizes which the stage computes with: of its teacher, where it has one.
+    """
+    batch = driver.batch
+    side, read = ("teacher", batch.teachers[0]) if batch.teachers else ("student", batch.student)
+    calibration = Calibration(
+        driver.config.engine.precision, tokens=read.input_ids_BS.numel(), width=PAIRS[pair][side].hidden
+    )
     seconds = [driver.step(probed=False, before=calibration.measure) for _ in range(STEPS)]
     return {"seconds": seconds, "speed": calibration.readings}
 
@@ -353,7 +373,7 @@ def run_case(name: str, work: Path) -> dict[str, Any]:
     driver = Driver(config, case["stage"])
     driver.step(probed=False)  # makes AdamW's moments
     sizes = sizes_of(driver.batch, config)
-    return {"sizes": sizes, **measure_memory(driver), **measure_time(driver)}
+    return {"sizes": sizes, **measure_memory(driver), **measure_time(driver, case["pair"])}
 
 
 def predict(measured: dict[str, Any], folder: Path = RESULTS) -> dict[str, float]:

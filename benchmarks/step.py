@@ -8,7 +8,8 @@
     cached   the same with the teacher's features from a cache that a run has filled
 
 All are measured in turns, round after round, so that what else the machine does meets them alike; ratios are
-taken within a round.
+taken within a round. Seconds are the processor's, of the process's one thread: it waits for nobody, and what
+other processes take is not in them.
 
     RESULTS/step.json    settings, sizes, versions, seconds of every round, the ratios' medians
 """
@@ -121,10 +122,10 @@ def measure(work: Path) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(ROUNDS + 1):
         for name, do in works.items():
-            started = time.perf_counter()
+            started = time.process_time()
             do()
             if number:  # the first round makes AdamW's moments and fills torch's pools
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
         console.print(f"round {number} of {ROUNDS}")
     return {"case": case, "parameters": parameters, "seconds": seconds}
 

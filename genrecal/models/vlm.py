@@ -10,6 +10,7 @@ Shapes: B samples, S positions, Q / A longest question and answer, D hidden size
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,8 +87,9 @@ def recompute_activations(model: Any) -> None:
 
     A re-entrant segment passes gradients on only where one of its inputs wants one, so the word embeddings
     do, frozen or not. Not by `enable_input_require_grads`: in some families it also sends gradients through
-    the frozen vision encoder.
+    the frozen vision encoder. That encoder's segments have no gradients, which torch would warn of.
     """
+    warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_(True))
 

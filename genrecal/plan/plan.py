@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from genrecal.core.errors import ConfigError, ModelError
+from genrecal.core.errors import ModelError
 from genrecal.plan.fit import Fit, fit_of
 from genrecal.plan.settings import PlanConfig
 from genrecal.plan.shapes import read_config
@@ -64,7 +64,7 @@ def make_plan(config: RunConfig, plan: PlanConfig) -> Plan:
     """Plan every stage of the config's method.
 
     Raises:
-        ConfigError: the plan and the config do not go together, or the data's size is not known.
+        ConfigError: nothing says how many samples there are.
         ModelError: a model's config cannot be found or read.
         DataError: data on disk cannot be used.
     """
@@ -79,7 +79,6 @@ def make_plan(config: RunConfig, plan: PlanConfig) -> Plan:
         stages.append(sketch.plan(plan.machine, ranks=ranks))
         fits.append(fit_of(sketch, plan.machine, ranks=ranks))
     made = Plan(config=plan, ranks=ranks, lengths=workload.source, stages=stages, fits=fits, images=[])
-    _check_days(plan, stages)
     made.images.extend(_image_rows(config, made, models))
     return made
 
@@ -103,17 +102,6 @@ def config_folder(folder: Path, models: Path | None) -> Path:
     raise ModelError(
         "no such model folder", where=" or ".join(map(str, places)), fix="--models names a folder of configs"
     )
-
-
-def _check_days(plan: PlanConfig, stages: Sequence[StagePlan]) -> None:
-    known = [stage.name for stage in stages]
-    for names in plan.time.days:
-        if unknown := [name for name in names.split("+") if name not in known]:
-            raise ConfigError(
-                f"'{unknown[0]}' is no stage of this run",
-                where="time.days",
-                fix=f"Its stages are {', '.join(known)}",
-            )
 
 
 def _image_rows(config: RunConfig, plan: Plan, models: Sequence[Any]) -> list[ImageRow]:
@@ -148,6 +136,7 @@ def _image_rows(config: RunConfig, plan: Plan, models: Sequence[Any]) -> list[Im
                 implied={
                     names: implied_utilisation(plan, sum(total[name] for name in names.split("+")), days)
                     for names, days in plan.config.time.days.items()
+                    if set(names.split("+")) <= total.keys()
                 },
             )
         )

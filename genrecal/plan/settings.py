@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from genrecal.core.config import Config
 from genrecal.plan.gpus import GPUS, Gpu
+from genrecal.train.stages import STAGES
 
 
 class MachineConfig(Config):
@@ -55,7 +56,8 @@ class WorkloadConfig(Config):
     samples: int | None = Field(default=None, ge=1)
     """Samples of the mixture; default: those on disk are counted."""
     stage_samples: dict[str, int] = Field(default_factory=dict)
-    """Samples by stage, where a stage leaves domains out (finetune: all but general_vqa)."""
+    """Samples by stage, where a stage leaves domains out (finetune: all but general_vqa). Stages that the
+    run's method does not have are of no account."""
     question_tokens: int = Field(default=150, ge=1)
     """Text tokens of the question, with the chat template's; image tokens come on top."""
     answer_tokens: int = Field(default=200, ge=1)
@@ -74,7 +76,8 @@ class TimeConfig(Config):
     utilisation: float = Field(default=0.35, gt=0, le=1)
     """Share of the peak that is reached, recomputation counted."""
     days: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Days that stages took, from and to, by their names joined with +: what utilisation do they imply?"""
+    """Days that stages took, from and to, by their names joined with +: what utilisation do they imply? Those
+    of stages that the run's method does not have are of no account."""
 
 
 class PlanConfig(Config):
@@ -85,3 +88,13 @@ class PlanConfig(Config):
     time: TimeConfig = TimeConfig()
     models: Path | None = None
     """Where config.json folders lie for models that are not on disk, by the name of their folder."""
+
+    @model_validator(mode="after")
+    def _stages(self) -> PlanConfig:
+        for name in (
+            *self.workload.stage_samples,
+            *(one for key in self.time.days for one in key.split("+")),
+        ):
+            if name not in STAGES:
+                raise ValueError(f"unknown stage '{name}'; known are {', '.join(STAGES)}")
+        return self

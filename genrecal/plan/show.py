@@ -99,7 +99,11 @@ def _by_part(stages: list[Any], title: str, unit: float, digits: int, mark: str 
 
 def _images(plan: Plan) -> Table:
     table = Table("tiles", "tokens", *(f"{stage.name}\nFLOP, days" for stage in plan.stages))
-    spans = {names: f"{days[0]:g}-{days[1]:g}" for names, days in plan.config.time.days.items()}
+    spans = {
+        names: f"{days[0]:g}-{days[1]:g}"
+        for names, days in plan.config.time.days.items()
+        if names in plan.images[0].implied
+    }
     for names, span in spans.items():
         table.add_column(f"utilisation, {span} days\n{names}")
     for row in plan.images:

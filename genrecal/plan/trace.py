@@ -11,13 +11,13 @@ are those of one GPU; what ZeRO adds is not in them (memory.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from genrecal.data.batch import PairedBatch
 from genrecal.models.families import family_of
@@ -70,7 +70,7 @@ def trace(
     scales = dict.fromkeys([*names, *(["sft"] if probed else [])], 1.0)
     hooks = [*_parts(objective, recorder), *_taken_gradients(objective)]
     try:
-        with recorder, AsTrained(zero_stage):
+        with recorder, as_trained(zero_stage):
             total = objective(batch, scales, ReadingProbe() if probed else None).total
             with recorder.part(BACKWARD):
                 total.backward()
@@ -84,23 +84,21 @@ def trace(
     )
 
 
-class AsTrained(TorchFunctionMode):
-    """Two functions as the engine runs them, whatever torch would choose for shapes.
+@contextmanager
+def as_trained(zero_stage: int) -> Iterator[None]:
+    """Within, two functions are the ones that the engine runs, whatever torch would choose for shapes.
 
-    Attention is the fused kernel. Under ZeRO-3 DeepSpeed puts a linear layer of its own in torch's place: it
-    keeps its input for the backward pass even where the weight is frozen.
+    Attention is the fused kernel. Under ZeRO-3 DeepSpeed puts a linear layer of its own in torch's place, and
+    so does this: it keeps its input for the backward pass even where the weight is frozen.
     """
-
-    def __init__(self, zero_stage: int) -> None:
-        super().__init__()
-        self._own_linear = zero_stage == 3
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        if func is torch._C._nn.linear and self._own_linear:
-            return zero3_linear_wrap(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    place: Any = nn.functional
+    before = place.scaled_dot_product_attention, place.linear
+    place.scaled_dot_product_attention = _attention
+    place.linear = zero3_linear_wrap if zero_stage == 3 else torch._C._nn.linear
+    try:
+        yield
+    finally:
+        place.scaled_dot_product_attention, place.linear = before
 
 
 def _attention(

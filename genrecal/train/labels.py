@@ -30,10 +30,12 @@ from genrecal.core.types import Sample, Turn
 from genrecal.data.inputs import Prompt, answer_form, blank_prompt, join_vision
 from genrecal.data.mixture import Mixture
 from genrecal.data.order import Part
-from genrecal.data.pair import open_images, question_prompt
+from genrecal.data.pair import PairReader, open_images, question_prompt
 from genrecal.models.families import family_of
 from genrecal.models.processors import load_model, load_processor
 from genrecal.train.engine import DTYPES, device, engine_config, generating, loading_for
+from genrecal.train.preflight import check
+from genrecal.train.preflight_samples import Seat, teacher_name
 from genrecal.train.settings import RelabelConfig, RunConfig
 from genrecal.train.stages import StageConfig
 
@@ -111,7 +113,7 @@ class Relabelled(Sequence[Sample]):
         return replace(sample, turns=(*sample.turns[:-1], Turn(role="assistant", text=answer)))
 
 
-def teacher_labels(config: RunConfig, samples: Sequence[Sample]) -> Labels:
+def teacher_labels(config: RunConfig, samples: Mixture) -> Labels:
     """The labels of the run, generated now where they are not there yet; every rank calls it.
 
     With several teachers each sample is answered by the first one whose domains hold it; a sample that none
@@ -134,7 +136,7 @@ def teacher_labels(config: RunConfig, samples: Sequence[Sample]) -> Labels:
     return Labels(folder)
 
 
-def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals: Path) -> None:
+def _generate(config: RunConfig, samples: Mixture, place: int, journals: Path) -> None:
     """This rank's share of one teacher's answers, appended to its journal."""
     source, batch = config.sources[place], config.relabel.batch
     done = {row["key"] for journal in journals.glob("*.jsonl") for row in _rows(journal)}
@@ -164,6 +166,7 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
         (journals / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as journal,
         progress(disable=rank != 0) as bar,
     ):
+        _check(config, samples, place, teacher, processor)
         task = bar.add_task("labels", total=int(most), note="")
         for number in range(int(most)):
             # Under ZeRO-3 a rank without samples left generates along: weights are gathered from all.
@@ -181,6 +184,22 @@ def _generate(config: RunConfig, samples: Sequence[Sample], place: int, journals
                     journal.write(json.dumps({"key": label_key(sample), "answer": answer}) + "\n")
                 journal.flush()
             bar.update(task, advance=1)
+
+
+def _check(config: RunConfig, samples: Mixture, place: int, model: Any, processor: Any) -> None:
+    """Stop before the first answer if the teacher does not read the samples or their images."""
+    reader = PairReader(samples, student=processor, teachers=[], max_tokens=config.data.max_tokens)
+    seat = Seat(
+        name=teacher_name(place),
+        folder=config.sources[place].path,
+        model=model,
+        processor=processor,
+        blank=reader.student_blank,
+        domains=config.sources[place].domains,
+        teaches=True,
+    )
+    name = FOLDER if place == 0 else f"{FOLDER}@{place}"
+    check([seat], config=config, name=name, reader=reader, mixture=samples)
 
 
 def _note_untaught(config: RunConfig, samples: Sequence[Sample], journal: Path, done: set[int]) -> None:

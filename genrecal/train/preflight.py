@@ -36,15 +36,7 @@ from genrecal.train.settings import RunConfig
 RECORD = "preflight.json"
 
 
-def preflight(
-    engine: Any,
-    *,
-    config: RunConfig,
-    stage: str,
-    reader: PairReader,
-    mixture: Mixture,
-    extra: Sequence[Finding] = (),
-) -> None:
+def preflight(engine: Any, *, config: RunConfig, stage: str, reader: PairReader, mixture: Mixture) -> None:
     """Check the models of a stage unless the run's record has them already; every rank calls it.
 
     Args:
@@ -53,30 +45,36 @@ def preflight(
         stage: its name, for the record.
         reader: of the stage: its samples have the labels that are learned.
         mixture: the same samples, with their sources and domains.
-        extra: what was found elsewhere, as by comparing a cached teacher with the live one.
 
     Raises:
         TrainError: an error was found, and `preflight.mode` is stop; or a model cannot read a sample.
         DataError: no sample can be read.
     """
-    settings = config.preflight
     objective: Objective = engine.module
+    was_training = objective.training
+    objective.eval()
+    check(seats_of(config, objective, reader), config=config, name=stage, reader=reader, mixture=mixture)
+    objective.train(was_training)
+
+
+def check(
+    seats: Sequence[Seat], *, config: RunConfig, name: str, reader: PairReader, mixture: Mixture
+) -> None:
+    """Check models, which are in evaluation mode; arguments and errors as of `preflight`."""
+    settings = config.preflight
     path = config.output / RECORD
     if settings.mode == "off":
         return
-    seats, before = seats_of(config, objective, reader), _records(path)
+    before = _records(path)
     if _is_recorded(before, seats):
         return
     started = time.monotonic()
     read = read_samples(seats, reader, mixture, settings.samples)
     require_same(read.samples)
-    was_training = objective.training
-    objective.eval()
     dtype = DTYPES[config.engine.precision]
     models = examine(seats, read.samples, dtype, live=_live_nats(before))
-    objective.train(was_training)
     # What rank 0 found counts: another rank's rounding must not make it leave alone.
-    holder = [(models, (*read.findings, *extra))]
+    holder = [(models, read.findings)]
     dist.broadcast_object_list(holder)
     models, of_data = holder[0]
     errors = [(who, finding) for who, finding in _said(models, of_data) if finding.level == "error"]
@@ -86,8 +84,8 @@ def preflight(
         seconds = time.monotonic() - started
         record = _record(models, of_data)
         record |= {"mode": settings.mode, "stopped": stops, "seconds": seconds}
-        write_json(path, before | {stage: _as_json(record)})
-        _print(stage, models, of_data, read.samples, seconds)
+        write_json(path, before | {name: _as_json(record)})
+        _print(name, models, of_data, read.samples, seconds)
     dist.barrier()
     if stops:
         (who, first), *more = errors

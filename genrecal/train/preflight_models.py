@@ -59,7 +59,7 @@ def examine(
     """Every model's tokens, weights and forward passes; all ranks call it with the same samples.
 
     Args:
-        seats: the student's first.
+        seats: the student's first, where there is one.
         samples: as `read_samples` gives them.
         dtype: of the models.
         live: `Examined.nats` of an earlier stage by seat, to compare features from a cache with.
@@ -85,12 +85,12 @@ def examine(
         nats = {name_of(trial.sample): trial.own.nats / trial.own.tokens for trial in told}
         if told:
             figures = figures_of(told, head_rows=vocabulary_of(seat.model).head_rows)
-            findings += model_findings(figures, teaches=place > 0)
-            if place and of_student:
+            findings += model_findings(figures, teaches=seat.teaches)
+            if seat.teaches and of_student:
                 findings += against_student(told, [of_student[number] for number in trials])
         distance = apart(nats, (live or {}).get(seat.name, {})) if seat.stored is not None else None
         findings += stored_findings(distance)
-        if place == 0:
+        if not seat.teaches:
             of_student = trials
         examined.append(
             Examined(

@@ -40,6 +40,7 @@ class Seat:
     processor: Any
     blank: Prompt
     domains: tuple[str, ...] | None  # of the samples that it teaches; None: all
+    teaches: bool
     stored: Stored | None = None  # where its features come from, if its body is not loaded
 
     def reads(self, sample: Sample) -> bool:
@@ -73,20 +74,27 @@ def seats_of(config: RunConfig, objective: Objective, reader: PairReader) -> lis
         processor=reader.student,
         blank=reader.student_blank,
         domains=None,
+        teaches=False,
     )
     teachers = [
         Seat(
-            name="teacher" if place == 0 else f"teacher@{place}",
+            name=teacher_name(place),
             folder=config.sources[place].path,
             model=part.teacher,
             processor=reader.teachers[place],
             blank=reader.teacher_blanks[place],
             domains=config.sources[place].domains,
+            teaches=True,
             stored=way if isinstance(way, Stored) else None,
         )
         for place, (part, way) in enumerate(zip(objective.sources, reader.reads[1:], strict=True))
     ]
     return [student, *teachers]
+
+
+def teacher_name(place: int) -> str:
+    """Of the seat of the config's teacher number `place`."""
+    return "teacher" if place == 0 else f"teacher@{place}"
 
 
 def spread(mixture: Mixture, count: int) -> list[int]:
@@ -105,6 +113,12 @@ def spread(mixture: Mixture, count: int) -> list[int]:
 
 def read_samples(seats: Sequence[Seat], reader: PairReader, mixture: Mixture, count: int) -> ReadSamples:
     """The first `count` samples that the processors of all seats can read.
+
+    Args:
+        seats: in the order of the reader's models, its student's first.
+        reader: gives what the loop is given of a sample.
+        mixture: the same samples, with their sources and domains.
+        count: so many at the most.
 
     Raises:
         DataError: none can be read.

@@ -10,8 +10,8 @@ from benchmarks.plan import CASES, RESULTS, compare, predict, table
 from genrecal.core.files import read_json
 
 WITHIN = 0.15
-# A step of a tiny pair is Python's calls, not its products: their time is shown in the table and not held.
-TIMED = [name for name in CASES if CASES[name]["pair"] == "mid"]
+# A CPU without bf16 arithmetic has no one speed for it: there the table shows the time, and nothing holds it.
+TIMED = [name for name in CASES if CASES[name]["precision"] == "fp32"]
 
 
 @pytest.mark.parametrize("name", CASES)

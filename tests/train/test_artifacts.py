@@ -114,6 +114,7 @@ def test_manifests_verify_and_nothing_is_left_over(runs: dict[str, Run], variant
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
+        "preflight.json",
         "stages",
         "student",
         "manifest.json",

@@ -162,6 +162,7 @@ def test_two_ranks_never_wait_for_each_other(write_config: WriteConfig, plan: Pa
     assert_same(two, one, stages=3)
 
 
+@pytest.mark.full
 def test_an_internvl_student(write_config: WriteConfig, plan: Path, kin: Kin) -> None:
     """Another way from pixels to tokens, whose projector trains."""
     changes = {"student": str(kin.twin), "teacher": None}

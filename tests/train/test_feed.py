@@ -96,6 +96,7 @@ def test_each_is_written_down_once_with_its_reason(whole: Run, hostile: HostileD
             assert 0 <= lines[case.name]["step"] < len(whole.steps(STAGES[0]))
 
 
+@pytest.mark.full
 def test_above_the_limit_all_ranks_stop_and_the_same_command_goes_on(
     write_config: WriteConfig, whole: Run, hostile: HostileData
 ) -> None:

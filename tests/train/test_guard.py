@@ -65,7 +65,7 @@ def settings(student: Path, zero_stage: int, **engine: object) -> dict[str, obje
     }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_every_rank_stops_before_the_step_and_the_sample_is_named(
     write_config: WriteConfig, undefined: Path, data: Path, ranks: int
 ) -> None:
@@ -86,7 +86,9 @@ def test_every_rank_stops_before_the_step_and_the_sample_is_named(
     assert [row["step"] for row in rows] == list(range(step))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage", [*(pytest.param(stage, marks=pytest.mark.full) for stage in range(3)), 3]
+)
 def test_such_steps_are_skipped_within_a_budget(
     write_config: WriteConfig, overflowing: Path, data: Path, zero_stage: int
 ) -> None:
@@ -106,6 +108,7 @@ def test_such_steps_are_skipped_within_a_budget(
     assert any(not torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
+@pytest.mark.full
 def test_more_than_the_budget_stops_the_run(write_config: WriteConfig, overflowing: Path, data: Path) -> None:
     changes = settings(overflowing, 2, nonfinite="skip", max_skipped=0)
     path = write_config("over_budget", data=data, changes=changes)

@@ -73,6 +73,7 @@ def look(mixture: Mixture) -> Look:
                 processor=reads,
                 blank=blank,
                 domains=None,
+                teaches=name == "teacher",
             )
             for name, folder, one, reads, blank in (
                 ("student", STUDENT, load_model(STUDENT), reader.student, reader.student_blank),
@@ -242,6 +243,17 @@ def test_a_run_stops_alike_on_one_rank_and_on_two(write_config: WriteConfig) -> 
     for name in ("student", "teacher"):
         assert one["models"][name]["nats"] == pytest.approx(two["models"][name]["nats"], abs=1e-6)
         assert one["models"][name]["findings"] == two["models"][name]["findings"]
+
+
+def test_the_teacher_is_checked_before_it_writes_labels(write_config: WriteConfig) -> None:
+    path = write_config("preflight-labels", method="seqkd", changes={"preflight": STOP["preflight"]})
+    done = drive([path], as_one_rank())
+    assert done.returncode == TrainError.exit_code
+    assert "before the first step, teacher " in done.stderr and "labels: 6 samples" in done.stdout
+    run = path.with_suffix("")
+    assert not any(journal.read_text() for journal in (run / "labels-journal").iterdir())
+    record = json.loads((run / "preflight.json").read_text())
+    assert record["labels"]["stopped"] and list(record["labels"]["models"]) == ["teacher"]
 
 
 @pytest.mark.full
