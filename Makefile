@@ -40,7 +40,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_FROM) torch
 	@echo "installing genrecal with every extra"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[train,export,edge,bench,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[train,export,edge,serve,bench,dev]"
 	@echo "compiling DeepSpeed's CPU communication operator (once, one to two minutes)"
 	$(BIN)/python -m genrecal.train.comm_operator
 	touch $@

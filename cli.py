@@ -47,6 +47,11 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxruntime": "edge",
     "tokenizers": "edge",
+    "cryptography": "sign",
+    "anyio": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
+    "starlette": "serve",
     "pyarrow": "bench",
     "datasets": "train",
     "webdataset": "train",
@@ -83,6 +88,30 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override a key of the config; repeatable."),
 ]
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")]
+Memory = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Memory in GB that it may take; default: most of what is free."),
+]
+Pin = Annotated[
+    str | None,
+    typer.Option("--manifest-sha256", metavar="SHA256", help="Open the build with this manifest alone."),
+]
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        help="Public key (PEM): open a build alone that it has signed; repeatable: any of them.",
+    ),
+]
+
+
+def check_threads(threads: int | None) -> None:
+    if threads is not None and threads > (os.cpu_count() or threads):
+        raise ConfigError(
+            f"{threads} are more than the {os.cpu_count()} cores of this machine", where="--threads"
+        )
 
 
 @app.command(
@@ -195,15 +224,37 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a plain student folder.")],
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to int8 (the default).")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Leave the weights as they are.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in float16.")] = False,
     output: Annotated[Path | None, typer.Option(help="The build folder; default: RUN/build-int8.")] = None,
+    client: Annotated[
+        str, typer.Option("--for", metavar="CLIENT", help="What runs the build: genrecal or transformers.js.")
+    ] = "genrecal",
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA adapter of the student; merged first, and proven.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the build; private.")
+    ] = None,
+    push_student: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the student too; private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="What is uploaded anew is public.")] = False,
 ) -> None:
     """Write an ONNX build of a student, with a parity report."""
-    if int8 and fp32:
-        raise ConfigError("--int8 and --fp32 exclude each other", where="export")
+    asked = [name for name, given in (("int8", int8), ("fp16", fp16), ("fp32", fp32)) if given]
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in asked)} exclude each other", where="export")
     from genrecal.export.build import export_run
+    from genrecal.export.publish import publish
+    from genrecal.export.student import find_student
 
-    precision = "fp32" if fp32 else "int8"
-    export_run(run, output or run / f"build-{precision}", precision=precision)
+    precision = asked[0] if asked else "int8"
+    build = export_run(
+        run, output or run / f"build-{precision}", precision=precision, client=client, adapter=adapter
+    )
+    for folder, repository in ((build, push_to_hub), (find_student(run).folder, push_student)):
+        if repository is not None:
+            typer.echo(f"uploaded: {publish(folder, repository, private=not public)}")
 
 
 @app.command(
@@ -222,32 +273,160 @@ def pairs(
 @app.command(epilog='Example: `genrecal ask runs/demo/build-int8 chart.png "Which bar is highest?"`')
 def ask(
     build: Annotated[Path, typer.Argument(help="A build folder.")],
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... [QUESTION]",
+            help="Image files, then what to ask about them. Without a question, each line of standard input "
+            "is one, and what was said before is remembered.",
+        ),
+    ],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0: the likeliest token; default: the build's own.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed, where the build samples.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
+    memory: Memory = None,
+    json: Annotated[bool, typer.Option("--json", help="Each answer as a line of JSON with times.")] = False,
+    manifest_sha256: Pin = None,
+    trusted_key: TrustedKeys = None,
 ) -> None:
-    """Answer a question about an image with a build; needs neither torch nor transformers."""
-    from edge.model import EdgeModel
-    from genrecal.core.images import open_image
+    """Answer questions about images with a build; needs neither torch nor transformers."""
+    from edge.ask import ask as run
+    from edge.ask import read_arguments, typed_questions
 
-    if not question.strip():
-        raise ConfigError("is empty", where="the question")
-    if question.encode(errors="replace").decode() != question:
-        raise ConfigError("is not valid UTF-8", where="the question")
-    if threads is not None and threads > (os.cpu_count() or threads):
-        raise ConfigError(
-            f"{threads} are more than the {os.cpu_count()} cores of this machine", where="--threads"
-        )
-    picture = open_image(image)
-    model = EdgeModel.open(build, device=device, threads=threads)
-    given = {"max_new_tokens": max_new_tokens, "seed": seed}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    for piece in model.stream([picture, question], **overrides):
-        typer.echo(piece, nl=False)
-    typer.echo()
+    asked = read_arguments(words)
+    check_threads(threads)
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "temperature": temperature or None,
+        "do_sample": None if temperature is None else temperature > 0,
+    }
+    run(
+        build,
+        asked.images,
+        typed_questions() if asked.question is None else [asked.question],
+        as_json=json,
+        device=device,
+        threads=threads,
+        memory_gb=memory,
+        manifest_sha256=manifest_sha256,
+        trusted_keys=trusted_key or (),
+        overrides={name: value for name, value in given.items() if value is not None},
+    )
+
+
+@app.command(epilog="Example: `genrecal serve runs/demo/build-int8 --port 8000`")
+def serve(
+    build: Annotated[Path, typer.Argument(help="A build folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    threads: Threads = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
+    memory: Memory = None,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that wait; more are told to come again.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 1024,
+    max_body: Annotated[float, typer.Option(min=0.001, help="Largest request in MB.")] = 20.0,
+    max_pixels: Annotated[float, typer.Option(min=0.001, help="Largest image in million pixels.")] = 16.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds from request to the answer's end.")
+    ] = 120.0,
+    manifest_sha256: Pin = None,
+    trusted_key: TrustedKeys = None,
+) -> None:
+    """Answer over HTTP in the manner of OpenAI's chat completions; images as data URLs."""
+    from edge.serve.run import serve as run
+    from edge.serve.settings import ServeSettings
+
+    check_threads(threads)
+    settings = ServeSettings(
+        queue=queue,
+        max_new_tokens=max_new_tokens,
+        max_body_bytes=int(max_body * 1e6),
+        max_pixels=int(max_pixels * 1e6),
+        timeout_s=timeout,
+    )
+    run(
+        build,
+        settings,
+        host=host,
+        port=port,
+        device=device,
+        threads=threads,
+        memory_gb=memory,
+        manifest_sha256=manifest_sha256,
+        trusted_keys=trusted_key or (),
+    )
+
+
+@app.command(epilog="Example: `genrecal wheelhouse wheels --python 3.10 --extra edge`")
+def wheelhouse(
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    python: Annotated[str, typer.Option(help="The device's Python.")] = "3.10",
+    machine: Annotated[str, typer.Option(help="aarch64 or x86_64.")] = "aarch64",
+    glibc: Annotated[str, typer.Option(help="The device's C library; JetPack 6: 2.35, 7: 2.39.")] = "2.35",
+    extra: Annotated[
+        list[str] | None, typer.Option(help="edge, serve or bench; repeatable. Default: edge and serve.")
+    ] = None,
+    add: Annotated[list[Path] | None, typer.Option(help="A wheel that goes with them; repeatable.")] = None,
+) -> None:
+    """Collect all wheels that an offline device needs."""
+    from edge.wheelhouse import collect, target_of
+
+    collect(
+        output, extras=extra or ("edge", "serve"), target=target_of(python, machine, glibc), added=add or ()
+    )
+
+
+@app.command(epilog="Example: `genrecal sign runs/demo/build-int8 --key owner.pem`")
+def sign(
+    build: Annotated[Path, typer.Argument(help="A build folder.")],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key (PEM), as OpenSSL makes it.")],
+) -> None:
+    """Check a build and sign its manifest; devices that trust the key open no other build."""
+    from edge.install import sign as run
+
+    run(build, key)
+
+
+@app.command(epilog="Example: `genrecal install build-int8 /opt/model --trusted-key owner.pub.pem`")
+def install(
+    build: Annotated[Path, typer.Argument(help="A build folder.")],
+    slot: Annotated[Path, typer.Argument(help="Where the device keeps its builds; SLOT/current is in use.")],
+    manifest_sha256: Pin = None,
+    trusted_key: TrustedKeys = None,
+) -> None:
+    """Copy a build to a device's slot, check it and switch to it; the one before it is kept."""
+    from edge.install import install_command as run
+
+    run(build, slot, manifest_sha256=manifest_sha256, trusted_keys=trusted_key or ())
+
+
+@app.command(epilog="Example: `genrecal rollback /opt/model`")
+def rollback(
+    slot: Annotated[Path, typer.Argument(help="The folder of `genrecal install`.")],
+    trusted_key: TrustedKeys = None,
+) -> None:
+    """Switch back to the build before the current one."""
+    from edge.install import rollback_command as run
+
+    run(slot, trusted_keys=trusted_key or ())
+
+
+@app.command(epilog="Example: `genrecal doctor --for edge`")
+def doctor(
+    purpose: Annotated[str, typer.Option("--for", help="edge: to answer with a build.")] = "edge",
+) -> None:
+    """What does this machine lack, where does it come from, and which line installs it?"""
+    from edge.doctor import doctor as run
+    from edge.doctor import edge_findings
+
+    if purpose != "edge":
+        raise ConfigError(f"'{purpose}'", where="--for", fix="Known: edge")
+    run(edge_findings())
 
 
 @app.command(
@@ -270,6 +449,8 @@ def bench(
     judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each set, evenly spaced.")] = None,
     timed: Annotated[int, typer.Option(min=0, help="Queries that speed is measured with; 0: none.")] = 12,
+    manifest_sha256: Pin = None,
+    trusted_key: TrustedKeys = None,
 ) -> None:
     """Score a checkpoint or a build on MMB, MMMU and MM-Vet, and measure its speed, memory and size."""
     from bench.run import bench_command
@@ -287,6 +468,8 @@ def bench(
         judge_runs=judge_runs,
         timed_queries=timed,
         limit=limit,
+        manifest_sha256=manifest_sha256,
+        trusted_keys=tuple(str(key) for key in trusted_key or ()),
     )
 
 

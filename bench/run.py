@@ -131,6 +131,8 @@ def bench_command(
     official_random: bool = False,
     timed_queries: int = TIMED_QUERIES,
     limit: int | None = None,
+    manifest_sha256: str | None = None,
+    trusted_keys: tuple[str, ...] = (),
 ) -> Report:
     """What `genrecal bench` does: open the subject and the judge, run, print.
 
@@ -145,7 +147,15 @@ def bench_command(
     elif judge_prompt is not None or judge_runs > 1:
         raise BenchError("judge options without a judge", where="bench", fix="Give --judge-url too")
     name = f"{path.resolve().parent.name}/{path.resolve().name}"
-    spec = SubjectSpec(path=path, name=name, device=device, greedy=greedy, batch_size=batch_size)
+    spec = SubjectSpec(
+        path=path,
+        name=name,
+        device=device,
+        greedy=greedy,
+        batch_size=batch_size,
+        manifest_sha256=manifest_sha256,
+        trusted_keys=trusted_keys,
+    )
     _check_sets(sets)
     return run_bench(
         open_subject(spec),

@@ -150,6 +150,9 @@ class CheckpointSubject:
             for text, row, prompt_tokens in zip(texts, generated_BT, prompt_lengths, strict=True)
         ]
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def _length(self, ids: list[int]) -> int:
         """Generated tokens up to the end of turn; what follows it is padding."""
         end = self.model.generation_config.eos_token_id
@@ -169,9 +172,13 @@ class BuildSubject:
         require_device(spec.device)
         self.spec = spec
         self.model: EdgeModel = EdgeModel.open(
-            spec.path, device=spec.device, threads=spec.threads, verify=True
+            spec.path,
+            device=spec.device,
+            threads=spec.threads,
+            manifest_sha256=spec.manifest_sha256,
+            trusted_keys=[Path(key) for key in spec.trusted_keys],
         )
-        facts = manifest.read_manifest(spec.path, kind="build")
+        facts = self.model.build.manifest
         generation = dict(read_json(spec.path / "generation_config.json"))
         generation.pop("transformers_version", None)
         self._overrides = _overrides(spec, generation.get("max_new_tokens"))
@@ -203,13 +210,17 @@ class BuildSubject:
             )
         return answers
 
+    def forget(self) -> None:
+        self.model.forget()
+
 
 def spec_to_json(spec: SubjectSpec) -> dict[str, Any]:
-    return {**asdict(spec), "path": str(spec.path)}
+    return {**asdict(spec), "path": str(spec.path), "trusted_keys": list(spec.trusted_keys)}
 
 
 def spec_from_json(content: Mapping[str, Any]) -> SubjectSpec:
-    return SubjectSpec(**{**content, "path": Path(content["path"])})
+    given = {**content, "path": Path(content["path"]), "trusted_keys": tuple(content["trusted_keys"])}
+    return SubjectSpec(**given)
 
 
 def _overrides(spec: SubjectSpec, own_limit: int | None) -> dict[str, Any]:

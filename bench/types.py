@@ -46,6 +46,8 @@ class SubjectSpec:
     greedy: bool = False  # False: the model's own generation settings, as the paper scores its models
     max_new_tokens: int | None = None  # None: the model's own, or `subject.MAX_NEW_TOKENS` where it has none
     seed: int = 0  # of sampling, where the settings sample
+    manifest_sha256: str | None = None  # builds only: the manifest that must be there
+    trusted_keys: tuple[str, ...] = ()  # builds only: public keys, one of which must have signed it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,10 @@ class Subject(Protocol):
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """One answer for each query, in their order."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier queries, so that the next one takes as long as a first one."""
         ...
 
 

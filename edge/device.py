@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime
@@ -12,6 +12,7 @@ from genrecal.core.errors import DeviceError
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 # device -> ONNX Runtime's providers, in order of preference
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "cpu": (CPU_PROVIDER,),
@@ -34,10 +35,14 @@ class Device:
     """cpu, cuda or jetson."""
     board: str | None
     """What a Jetson calls itself, as the system reports it."""
+    memory_bytes: int | None = None
+    """What ONNX Runtime may take of the GPU's memory for a graph; None: no limit."""
+    tensorrt: bool = False
+    """Whether TensorRT comes before CUDA, as for the vision graph of a build that is made for it."""
 
     @property
     def providers(self) -> tuple[str, ...]:
-        return PROVIDERS[self.name]
+        return (TENSORRT_PROVIDER, *PROVIDERS[self.name]) if self.tensorrt else PROVIDERS[self.name]
 
     @property
     def memory(self) -> str:
@@ -57,6 +62,39 @@ def jetson_board(root: Path = Path("/")) -> str | None:
     # Jetson's Linux carries this file also where the device tree is hidden, as in some containers.
     release = _read(root / "etc/nv_tegra_release")
     return f"Jetson Linux, {release.splitlines()[0].lstrip('# ')}" if release else None
+
+
+def within(device: Device, *, limit_bytes: int | None, free_bytes: int) -> Device:
+    """The device with a limit of memory: the one given, else on a Jetson, whose GPU shares it, what is free.
+
+    Args:
+        device: as it was found.
+        limit_bytes: what the user allows; None: nothing was said.
+        free_bytes: what the system can still give.
+    """
+    if device.name == "cpu":
+        return device
+    if limit_bytes is None and device.name != "jetson":
+        return device  # a GPU with memory of its own: the system's tells nothing
+    return replace(device, memory_bytes=limit_bytes or free_bytes)
+
+
+def for_vision(device: Device, target: str) -> Device:
+    """The device as the vision graph of a build for `target` needs it.
+
+    Raises:
+        DeviceError: the build is for TensorRT, this is a Jetson, and its onnxruntime has no TensorRT.
+    """
+    if target != "jetson-tensorrt" or device.name != "jetson":
+        return device
+    if TENSORRT_PROVIDER not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            f"this build's vision graph is made for TensorRT, the onnxruntime {onnxruntime.__version__} "
+            f"installed here has no {TENSORRT_PROVIDER}",
+            where=device.board,
+            fix="Install one that has it, or export with --target jetson",
+        )
+    return replace(device, tensorrt=True)
 
 
 def detect_device(root: Path = Path("/")) -> Device:

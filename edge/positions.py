@@ -1,4 +1,6 @@
-"""Where every token stands in time, height and width: Qwen2-VL's three-dimensional rotary positions.
+"""Where every token stands, for the decoder's rotary embedding.
+
+Most families: a token's place in the sequence. Qwen2-VL and Qwen2.5-VL: three axes, time, height and width:
 
     text     one step for each token, the same on all three axes
     image    one time, its rows and its columns, all counted from the position after the text before it
@@ -20,20 +22,25 @@ from genrecal.core.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """Positions of a prompt and what decoding adds to the place of a new token."""
+    """Positions of a prompt on A axes, 1 or 3, and what decoding adds to the place of a new token."""
 
-    ids_3S: NDArray[np.int64]
+    ids_AS: NDArray[np.int64]
     delta: int
 
     def next(self, place: int, count: int = 1) -> NDArray[np.int64]:
-        """Positions_3S of `count` text tokens whose first one is the sequence's token number `place`."""
-        return np.tile(np.arange(place, place + count, dtype=np.int64) + self.delta, (3, 1))
+        """Positions_AS of `count` text tokens whose first one is the sequence's token number `place`."""
+        return np.tile(np.arange(place, place + count, dtype=np.int64) + self.delta, (len(self.ids_AS), 1))
+
+
+def plain_positions(tokens: int) -> Positions:
+    """Positions of a prompt in families where a position is a token's place."""
+    return Positions(ids_AS=np.arange(tokens, dtype=np.int64)[None], delta=0)
 
 
 def rope_positions(
     input_ids_S: NDArray[np.int64], grid_I3: NDArray[np.int64], *, image_token: int, merge: int
 ) -> Positions:
-    """Positions of a prompt with images.
+    """Positions of a prompt with images on three axes.
 
     Args:
         input_ids_S: token ids, every image already as long as its grid says.
@@ -62,4 +69,4 @@ def rope_positions(
         raise DataError("the prompt holds more image tokens than its images have")
     pieces.append(np.tile(np.arange(position, position + len(input_ids_S) - place), (3, 1)))
     ids_3S = np.concatenate(pieces, axis=1).astype(np.int64)
-    return Positions(ids_3S=ids_3S, delta=int(ids_3S.max(initial=-1)) + 1 - len(input_ids_S))
+    return Positions(ids_AS=ids_3S, delta=int(ids_3S.max(initial=-1)) + 1 - len(input_ids_S))

@@ -217,7 +217,7 @@ def _broken() -> list[Case]:
         "text.png": (b"hello, I am no image", "known format"),
         "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "known format"),
         "page.jpg": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "known format"),
-        "script.jpg": (encoded(scene(), "EPS"), "is EPS, a drawing"),
+        "script.jpg": (encoded(scene(), "EPS"), "known format"),
         "animation.mp4": (b"\0\0\0\x18ftypmp42" + bytes(64), "known format"),
     }
     return [

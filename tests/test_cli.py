@@ -35,9 +35,48 @@ OPTIONS = {
         "--models",
         "--json",
     },
-    "export": {"--int8", "--fp32", "--output"},
+    "export": {
+        "--int8",
+        "--fp32",
+        "--fp16",
+        "--output",
+        "--for",
+        "--adapter",
+        "--push-to-hub",
+        "--push-student",
+        "--public",
+    },
     "pairs": {"--teacher", "--student"},
-    "ask": {"--max-new-tokens", "--seed", "--threads", "--device"},
+    "ask": {
+        "--max-new-tokens",
+        "--temperature",
+        "--seed",
+        "--threads",
+        "--device",
+        "--memory",
+        "--json",
+        "--manifest-sha256",
+        "--trusted-key",
+    },
+    "doctor": {"--for"},
+    "sign": {"--key"},
+    "install": {"--manifest-sha256", "--trusted-key"},
+    "rollback": {"--trusted-key"},
+    "wheelhouse": {"--python", "--machine", "--glibc", "--extra", "--add"},
+    "serve": {
+        "--host",
+        "--port",
+        "--threads",
+        "--device",
+        "--memory",
+        "--queue",
+        "--max-new-tokens",
+        "--max-body",
+        "--max-pixels",
+        "--timeout",
+        "--manifest-sha256",
+        "--trusted-key",
+    },
     "bench": {
         "--mmb",
         "--mmmu",
@@ -52,6 +91,8 @@ OPTIONS = {
         "--judge-runs",
         "--limit",
         "--timed",
+        "--manifest-sha256",
+        "--trusted-key",
     },
     "demo": {"--seeds", "--output", "--config", "--set"},
     "figures": {"--output", "--format", "--baseline"},
@@ -225,11 +266,9 @@ def test_data_check_finds_a_shared_image(tiny_data: TinyData) -> None:
 
 def test_pairs_says_which_methods_serve_and_why_others_do_not(tiny_pair: TinyPair) -> None:
     folders = ["--teacher", str(tiny_pair.teacher), "--student", str(tiny_pair.student)]
-    result = runner.invoke(cli.app, ["pairs", *folders], env={"COLUMNS": "200"})
+    result = runner.invoke(cli.app, ["pairs", *folders])
     assert result.exit_code == 0, result.output
-    assert (
-        "not minillm, minillm†, distillm, distillm†, llava-kd, llava-kd†: the tokenizers differ"
-        in result.output
-    )
+    said = " ".join(result.output.split())  # in lines as wide as the terminal
+    assert "not minillm, minillm†, distillm, distillm†, llava-kd, llava-kd†: the tokenizers differ" in said
     code, line = line_of("pairs", "--teacher", "nowhere", "--student", tiny_pair.student)
     assert code == 4 and "nowhere: no such model folder" in line

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from genrecal.core.files import write_text
+from genrecal.core.licence import UNKNOWN, strictest
 
 NAME = "README.md"
 # What a hub takes as a base model; a path of this machine means nothing to it.
@@ -20,7 +21,8 @@ def write_student_card(folder: Path, provenance: dict[str, Any]) -> Path:
 
     Args:
         folder: the student.
-        provenance: as far as known, run, method, stage, teacher, base_student and versions.
+        provenance: as far as known, run, method, stage, teacher, base_student, data, licences of the
+            parents, scores and versions.
     """
     body = f"""# {_title(provenance)}
 
@@ -39,7 +41,7 @@ image_processor = AutoImageProcessor.from_pretrained("PATH", use_fast=False)
 It needs no genrecal. `AutoProcessor` joins the last two where torchvision is installed.
 `genrecal export` makes an edge build of it that needs no torch.
 
-{_provenance(provenance)}
+{_scores(provenance)}{_licence(provenance)}{_provenance(provenance)}
 """
     return _write(folder, {**_front(provenance), "library_name": "transformers"}, body)
 
@@ -57,7 +59,7 @@ def write_build_card(
     Args:
         folder: the build.
         provenance: what its manifest says of the student.
-        precision: "fp32" or "int8".
+        precision: as its manifest names it.
         weights_bytes: of the three graphs' initializers together.
         quantization: what its manifest says that the precision means.
     """
@@ -81,7 +83,7 @@ genrecal ask PATH image.jpg "What is in the picture?"
 
 `parity.json` compares this build with the torch checkpoint; `manifest.json` has the SHA-256 of every file.
 
-{_provenance(provenance)}
+{_scores(provenance)}{_licence(provenance)}{_provenance(provenance)}
 """
     return _write(folder, {**_front(provenance), "library_name": "onnx"}, body)
 
@@ -90,7 +92,10 @@ def _front(provenance: dict[str, Any]) -> dict[str, Any]:
     models = [provenance.get("base_student"), provenance.get("teacher")]
     known = [str(model) for model in models if model and HUB_NAME.fullmatch(str(model))]
     tags = ["genrecal"] + (["distillation"] if provenance.get("teacher") else [])
-    return ({"base_model": known} if known else {}) | {"pipeline_tag": "image-text-to-text", "tags": tags}
+    front: dict[str, Any] = {"base_model": known} if known else {}
+    if "licences" in provenance and (licence := strictest(provenance["licences"])).name != UNKNOWN:
+        front["license"] = licence.name
+    return front | {"pipeline_tag": "image-text-to-text", "tags": tags}
 
 
 def _title(provenance: dict[str, Any]) -> str:
@@ -106,6 +111,26 @@ def _origin(provenance: dict[str, Any]) -> str:
     if student:
         return f"A vision-language model: `{student}`, trained further (method `{method}`)."
     return "A vision-language model."
+
+
+def _licence(provenance: dict[str, Any]) -> str:
+    if "licences" not in provenance:
+        return ""
+    found = strictest(provenance["licences"])
+    return f"## Licence\n\n`{found.name}`. {found.warning}\n\n"
+
+
+def _scores(provenance: dict[str, Any]) -> str:
+    """A table of the checkpoint's scores; those of a build are its own bench's matter."""
+    if not provenance.get("scores"):
+        return ""
+    rows = "\n".join(
+        f"| {title} | {100 * entry['score']:.1f} | {100 * entry['interval_95'][0]:.1f} to "
+        f"{100 * entry['interval_95'][1]:.1f} | {entry['questions']} |"
+        for title, entry in provenance["scores"].items()
+    )
+    head = "| benchmark | score | 95% interval | questions |\n|---|---|---|---|"
+    return f"## Scores of the checkpoint\n\n{head}\n{rows}\n\n"
 
 
 def _provenance(provenance: dict[str, Any]) -> str:

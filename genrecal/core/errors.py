@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Line breaks, what moves a terminal's cursor or turns text around, and halves of surrogate pairs: an error
+# may quote a stranger's file, and is one line wherever it is printed.
+_CONTROL = {
+    **dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F)), " "),
+    **dict.fromkeys((*range(0x2066, 0x206A), *range(0xD800, 0xE000)), " "),
+}
+_LONGEST = 1000
+
+
+def _printable(line: str) -> str:
+    line = line.translate(_CONTROL)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 + 3 :]}"
+
 
 class GenrecalError(Exception):
     """What the command line turns into one line on stderr and `exit_code`.
@@ -20,7 +33,7 @@ class GenrecalError(Exception):
     def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
         line = f"{where}: {what}" if where is not None else what
-        super().__init__(f"{line}. {fix}" if fix else line)
+        super().__init__(_printable(f"{line}. {fix}" if fix else line))
 
 
 class ConfigError(GenrecalError):

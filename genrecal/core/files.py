@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from genrecal.core.errors import GenrecalError
 
@@ -67,8 +69,48 @@ def read_json(path: Path) -> Any:
         raise GenrecalError("no such file", where=path) from None
     except IsADirectoryError:
         raise GenrecalError("is a folder, not a JSON file", where=path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise GenrecalError(f"is not valid JSON ({error})", where=path) from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, without following a link and without waiting for a pipe's writer.
+
+    Raises:
+        FileNotFoundError: there is none.
+        GenrecalError: a link, a folder, a pipe, a socket or a device.
+    """
+    # Looked at before it is opened: opening alone makes some devices do something.
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        kind = "a link, not a regular file" if path.is_symlink() else "no regular file"
+        raise GenrecalError(f"is {kind}", where=path)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise GenrecalError("is a link, not a regular file", where=path) from None
+        if error.errno in (errno.ENXIO, errno.ENODEV):
+            raise GenrecalError("is no regular file", where=path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise GenrecalError("is no regular file", where=path)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        GenrecalError: it is no regular file, or longer.
+    """
+    with open_regular(path) as stream:
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise GenrecalError(f"has more than {max_bytes:,} bytes", where=path)
+    return data
 
 
 def sync_folder(folder: Path) -> None:

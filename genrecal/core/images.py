@@ -25,8 +25,9 @@ from genrecal.core.types import ImageSource
 MAX_ASPECT_RATIO = 200
 # Twice what pillow warns at, its own limit unless another library has changed it; decoded, 0.7 GB of memory.
 MAX_PIXELS = 178_956_970
-# Formats that pillow has another program draw: what such a program does with a stranger's file is not ours.
-DRAWN_BY_PROGRAMS = ("EPS", "WMF")
+# What decoders are tried, whatever else pillow was built with: each more is more code that reads a stranger's
+# bytes, and some (EPS, WMF) start another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
 # What the system says of a path that leads to no file that we may read, whoever asks again.
 OF_THE_PATH = {
     errno.ENOENT: "no such image",
@@ -60,7 +61,7 @@ def open_image(source: ImageSource | bytes, *, name: str | None = None) -> Image
             warnings.simplefilter(
                 "ignore"
             )  # of images over pillow's limit, not ours, and of damaged metadata
-            image: Image.Image = Image.open(stream)
+            image: Image.Image = Image.open(stream, formats=FORMATS)
             _require_size(image, where)
             image.load()
             _turn_upright(image)
@@ -89,7 +90,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     try:
         with _stream(source, str(source)) as stream:
-            return Image.open(stream).size
+            return Image.open(stream, formats=FORMATS).size
     except MemoryError:
         raise
     except OSError as error:
@@ -129,8 +130,6 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _require_size(image: Image.Image, where: str) -> None:
     """Before anything is decoded."""
-    if image.format in DRAWN_BY_PROGRAMS:
-        raise DataError(f"is {image.format}, a drawing, not an image", where=where)
     size = f"{image.width}x{image.height}"
     if image.width * image.height > MAX_PIXELS:
         raise DataError(

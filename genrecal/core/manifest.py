@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from genrecal.core.errors import GenrecalError
 from genrecal.core.files import read_json, sha256_file, write_json
+from genrecal.core.strict_json import parse_json
 
 NAME = "manifest.json"
 FORMAT = 1
+# A manifest of a thousand files has about 150 kB.
+MAX_BYTES = 8 * 2**20
+MAX_DEPTH = 32
 PACKAGES = (
     "genrecal",
     "torch",
@@ -30,6 +33,8 @@ PACKAGES = (
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that shape a result, as far as they are installed here."""
+    from importlib import metadata  # with email and more behind it; who opens a build needs none of them
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -79,15 +84,29 @@ def read_manifest(folder: Path, *, kind: str) -> dict[str, Any]:
             where=folder,
             fix=f"Name the folder of a finished {kind}",
         )
-    manifest = read_json(path)
+    return _checked(read_json(path), folder, kind)
+
+
+def parse_manifest(data: bytes, folder: Path, *, kind: str) -> dict[str, Any]:
+    """A stranger's manifest, from the bytes that were read of it: bounded, and with one meaning only.
+
+    Raises:
+        GenrecalError: as `read_manifest` and `parse_json`.
+    """
+    manifest = parse_json(data, where=folder / NAME, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
+    return _checked(manifest, folder, kind)
+
+
+def _checked(manifest: Any, folder: Path, kind: str) -> dict[str, Any]:
     damaged = GenrecalError(f"its {NAME} is damaged", where=folder)
     if not isinstance(manifest, dict):
         raise damaged
     if manifest.get("kind") != kind:
-        raise GenrecalError(f"is a folder of kind '{manifest.get('kind')}', not '{kind}'", where=folder)
-    if manifest.get("format") != FORMAT:
+        raise GenrecalError(f"is a folder of kind {_shown(manifest.get('kind'))}, not '{kind}'", where=folder)
+    if manifest.get("format") != FORMAT or isinstance(manifest["format"], (bool, float)):
         raise GenrecalError(
-            f"has manifest format {manifest.get('format')}, this genrecal reads {FORMAT}", where=folder
+            f"has manifest format {_shown(manifest.get('format'))}, this genrecal reads {FORMAT}",
+            where=folder,
         )
     if not _is_file_list(manifest.get("files")):
         raise damaged
@@ -121,6 +140,11 @@ def verify_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
             where=folder,
             fix="Copy the whole folder again",
         )
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value in an error: on one line and not long."""
+    return ascii(value)[:80]
 
 
 def _is_file_list(files: Any) -> bool:

@@ -1,18 +1,23 @@
 """A student as a build: a folder that answers questions about images where there is no torch.
 
-    student/ -> torch model -> fp32 graphs -> parity gate -> (int8: quantized graphs -> parity) -> build
+    student/ -> fp32 graphs -> gate: are they the checkpoint? -+-> build
+                                                               |
+                fp16 or int8 graphs -> measured in the same way +-> build
 
-The layout belongs to `edge.build`, which reads it.
+Structure and weights go separate ways (`onnx_graphs.py`), and the gate (`gate.py`) opens one graph at a time
+where a student is large, so the memory of an export is bounded. The layout belongs to `edge.build`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers import AutoConfig, GenerationConfig
 
 from edge import build as layout
 from genrecal.core import card
@@ -21,13 +26,26 @@ from genrecal.core.errors import BuildError
 from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
-from genrecal.export import parity
+from genrecal.export import gate, parity
+from genrecal.export.adapter import merge_adapter
+from genrecal.export.clients import OURS, adapt, require_client
 from genrecal.export.onnx_graphs import export_graphs
 from genrecal.export.quantize import initializer_bytes, quantize_graph, scheme
+from genrecal.export.reference import Range, require_float16
 from genrecal.export.student import family_of, find_student
-from genrecal.models.processors import load_model, load_processor
+from genrecal.models.processors import load_processor
 
-FP32_SCHEME = {"name": "fp32", "weights": "float32", "activations": "float32"}
+# What a precision means, for the manifest; int8's is `quantize.scheme()`.
+SCHEMES: dict[str, dict[str, Any]] = {
+    "fp32": {"name": "fp32", "weights": "float32", "activations": "float32"},
+    "fp16": {
+        "name": "fp16",
+        "weights": "float16",
+        "activations": "float16",
+        "fp32": "inputs and outputs but keys and values, variance of RMS norms, rotary embedding",
+    },
+}
+PRECISIONS = (*SCHEMES, "int8")
 
 
 def export_run(
@@ -35,22 +53,44 @@ def export_run(
     output: Path,
     *,
     precision: str = "int8",
+    client: str = OURS,
+    adapter: Path | None = None,
     parity_prompts: Sequence[parity.Query] | None = None,
 ) -> Path:
     """Export the student that `path` names, a run folder or a model folder; see `export_student`.
 
+    Args:
+        path: the run, or the student.
+        output: the build folder.
+        precision: one of PRECISIONS.
+        client: what runs the build.
+        adapter: a LoRA adapter of that student, which is merged first and proven; see `merge_adapter`.
+        parity_prompts: queries of the parity report and of the merge's proof.
+
     Raises:
-        ModelError: `path` names no student that can be exported.
+        ModelError: `path` names no student that can be exported, or the adapter is not its own.
         BuildError: the export failed, its graphs are not the checkpoint's, or `output` holds something else.
     """
     student = find_student(path)
-    return export_student(
-        student.folder,
-        output,
-        precision=precision,
-        provenance=student.provenance,
-        parity_prompts=parity_prompts,
-    )
+    with contextlib.ExitStack() as stack:
+        folder, provenance = student.folder, student.provenance
+        if adapter is not None:
+            _check_output(output)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.merged.")
+            folder = Path(stack.enter_context(scratch)) / student.folder.resolve().name
+            queries = parity.default_queries() if parity_prompts is None else parity_prompts
+            console.print(f"export: merging {adapter}")
+            merge = merge_adapter(student.folder, adapter, folder, queries)
+            provenance = {**provenance, "adapter": asdict(merge)}
+        return export_student(
+            folder,
+            output,
+            precision=precision,
+            client=client,
+            provenance=provenance,
+            parity_prompts=parity_prompts,
+        )
 
 
 def export_student(
@@ -59,17 +99,19 @@ def export_student(
     *,
     precision: str,
     provenance: dict[str, Any],
+    client: str = OURS,
     parity_prompts: Sequence[parity.Query] | None = None,
 ) -> Path:
     """Export a student to a build folder.
 
-    The fp32 graphs always pass the parity gate against torch first; an int8 build is made from them.
+    The fp32 graphs always pass the gate against torch first; other builds are compared in the same way.
 
     Args:
         student_folder: a plain Hugging Face folder of a supported family.
         output: the build folder; an older build there is replaced whole, at the end.
-        precision: "fp32" or "int8".
+        precision: one of PRECISIONS.
         provenance: what the manifest says of the student's origin; `find_student` gives it.
+        client: what runs the build, one of `clients.CLIENTS`.
         parity_prompts: queries (image, question) of the parity report; `parity.default_queries` if None.
 
     Returns:
@@ -77,46 +119,46 @@ def export_student(
 
     Raises:
         ModelError: the folder holds no student that can be exported.
-        BuildError: the export failed, its graphs are not the checkpoint's, or `output` holds something else.
+        BuildError: the export failed, its graphs are not the checkpoint's, an activation does not fit
+            float16, or `output` holds something else.
     """
-    if precision not in layout.SUFFIXES:
-        raise BuildError(f"unknown precision '{precision}'", fix=f"Known: {', '.join(layout.SUFFIXES)}")
+    if precision not in PRECISIONS:
+        raise BuildError(f"unknown precision '{precision}'", fix=f"Known: {', '.join(PRECISIONS)}")
     _check_output(output)
     family = family_of(student_folder)
+    require_client(client, family)
     queries = parity.default_queries() if parity_prompts is None else parity_prompts
-
-    console.print(f"export: loading {student_folder}")
-    # The eager attention is what is traced, so it is what the graphs are compared with.
-    model = load_model(student_folder, dtype=torch.float32, attn_implementation="eager")
     processor = load_processor(student_folder)
-    checkpoint = parity.Checkpoint(model=model, processor=processor)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.fp32.") as scratch:
         fp32 = Path(scratch)
-        console.print(f"export: tracing {len(layout.GRAPHS)} graphs")
-        export_graphs(model, _graphs(fp32, "fp32")[0].parent)
-        _write_settings(model, processor, fp32)
-        _sign(fp32, family, "fp32", provenance, FP32_SCHEME)
-        expected = parity.checkpoint_answers(checkpoint, queries)
-        report = {"fp32": parity.compare(expected, fp32)}
+        console.print(f"export: tracing {len(layout.GRAPHS)} graphs of {student_folder}")
+        graphs = export_graphs(student_folder, fp32 / "onnx")
+        _write_settings(student_folder, processor, fp32)
+        _sign(fp32, family, "fp32", provenance, SCHEMES["fp32"])
+        console.print("export: comparing them with torch")
+        expected = gate.expect(student_folder, processor, queries)
+        report = {"fp32": gate.compare(expected, fp32, graphs)}
         if precision == "fp32":
-            parity.print_report(report)
-        parity.require_equal(report["fp32"], where=student_folder)
+            gate.print_report(report)
+        gate.require_same(report["fp32"], where=student_folder)
 
         with atomic_folder(output) as folder:
-            _write_settings(model, processor, folder)
-            meaning = _write_graphs(fp32, folder, precision)
+            _write_settings(student_folder, processor, folder)
+            meaning = _write_graphs(student_folder, fp32, folder, precision, expected.range)
+            graphs = {graph: folder / name for graph, name in _files(precision).items()}
             if precision != "fp32":
                 _sign(folder, family, precision, provenance, meaning)
-                report[precision] = parity.compare(expected, folder)
-                parity.print_report(report)
-            write_json(folder / layout.PARITY, parity.as_json(report))
-            size = sum(initializer_bytes(path) for path in _graphs(folder, precision))
+                report[precision] = gate.compare(expected, folder, graphs)
+                gate.print_report(report)
+            adapt(folder, _files(precision), client=client, family=family)
+            write_json(folder / layout.PARITY, gate.as_json(report, expected))
+            size = sum(initializer_bytes(path) for path in graphs.values())
             card.write_build_card(
                 folder, provenance=provenance, precision=precision, weights_bytes=size, quantization=meaning
             )
-            _sign(folder, family, precision, provenance, meaning)
+            _sign(folder, family, precision, provenance, meaning, client=client)
     console.print(f"build: {output} ({precision}, weights {size / 1e6:.2f} MB)")
     return output
 
@@ -130,55 +172,70 @@ def _check_output(output: Path) -> None:
         raise BuildError("exists and is no build", where=output, fix="Give another output folder")
 
 
-def _graphs(folder: Path, precision: str) -> list[Path]:
-    return [folder / layout.graph_file(graph, layout.SUFFIXES[precision]) for graph in layout.GRAPHS]
+def _files(precision: str) -> dict[str, str]:
+    """Graph -> its file in a build of this precision."""
+    return {graph: layout.graph_file(graph, layout.SUFFIXES[precision]) for graph in layout.GRAPHS}
 
 
-def _write_settings(model: Any, processor: Any, folder: Path) -> None:
+def _write_settings(student: Path, processor: Any, folder: Path) -> None:
     """Config, generation, preprocessing and tokenizer files, as the installed transformers writes them.
 
     Published folders differ with their age (flat configs, the chat template inside a JSON file); written
     anew, they are all alike, and the runtime needs to know one layout alone.
     """
+    config = AutoConfig.from_pretrained(student)
+    generation = (
+        GenerationConfig.from_pretrained(student)
+        if (student / layout.GENERATION_CONFIG).is_file()
+        else GenerationConfig.from_model_config(config)
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        model.config.save_pretrained(scratch)
-        model.generation_config.save_pretrained(scratch)
+        config.save_pretrained(scratch)
+        generation.save_pretrained(scratch)
         processor.save_pretrained(scratch)
         for name in layout.SETTINGS_FILES:
             written = Path(scratch) / name
             if not written.is_file():
-                raise BuildError(f"the student has no {name}", where=model.config._name_or_path)
+                raise BuildError(f"the student has no {name}", where=student)
             (folder / name).write_bytes(written.read_bytes())
 
 
-def _write_graphs(fp32: Path, folder: Path, precision: str) -> dict[str, Any]:
-    """Move or quantize the fp32 graphs into `folder`; returns what the precision means."""
-    for source, target in zip(_graphs(fp32, "fp32"), _graphs(folder, precision), strict=True):
-        target.parent.mkdir(exist_ok=True)
-        if precision == "fp32":
-            for path in sorted(source.parent.glob(f"{source.name}*")):
-                path.replace(target.parent / path.name)
+def _write_graphs(student: Path, fp32: Path, folder: Path, precision: str, found: Range) -> dict[str, Any]:
+    """Move, trace or quantize graphs into `folder`; returns what the precision means."""
+    target = folder / "onnx"
     if precision == "fp32":
-        return FP32_SCHEME
+        (fp32 / "onnx").replace(target)
+        return SCHEMES[precision]
+    if precision == "fp16":
+        require_float16(found, where=student)
+        export_graphs(student, target, precision=precision, suffix=layout.SUFFIXES[precision])
+        return SCHEMES[precision]
+    target.mkdir()
     console.print("export: quantizing to int8")
+    sources, targets = _files("fp32"), _files(precision)
     details = {
-        graph: quantize_graph(source, target)
-        for graph, source, target in zip(
-            layout.GRAPHS, _graphs(fp32, "fp32"), _graphs(folder, precision), strict=True
-        )
+        graph: quantize_graph(fp32 / sources[graph], folder / targets[graph]) for graph in layout.GRAPHS
     }
     return {**scheme(), "graphs": details}
 
 
 def _sign(
-    folder: Path, family: str, precision: str, provenance: dict[str, Any], meaning: dict[str, Any]
+    folder: Path,
+    family: str,
+    precision: str,
+    provenance: dict[str, Any],
+    meaning: dict[str, Any],
+    *,
+    client: str = OURS,
 ) -> None:
     write_manifest(
         folder,
         kind=layout.KIND,
         family=family,
         precision=precision,
-        suffix=layout.SUFFIXES[precision],
+        target="cpu",
+        client=client,
+        graphs=_files(precision),
         provenance=provenance,
         quantization=meaning,
     )

@@ -9,7 +9,6 @@ as one in a graph. Logits are compared on the checkpoint's answer, which is forc
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,7 @@ from edge import build as layout
 from edge.model import EdgeModel
 from genrecal.core.console import console
 from genrecal.core.errors import BuildError
-
-Query = Sequence[str | Image.Image]
+from genrecal.export.reference import Query, Reference, reference_of
 
 LOGITS_TOLERANCE = 1e-3
 MAX_NEW_TOKENS = 32
@@ -55,7 +53,7 @@ class Expected:
     answer_ids: tuple[int, ...]
     """The greedy answer, the end-of-turn token included where it was generated."""
     logits_AV: NDArray[np.float32]
-    """As the model gave them step by step; row i predicts `answer_ids[i]`."""
+    """Row i predicts `answer_ids[i]`."""
     text: str
 
 
@@ -92,8 +90,19 @@ def checkpoint_answers(checkpoint: Checkpoint, queries: Sequence[Query]) -> list
     """Answer every query with torch, greedily, and keep what a build is compared with."""
     if not queries:
         raise BuildError("the parity report needs at least one query")
-    with torch.no_grad():
-        return [_answer(checkpoint, query) for query in queries]
+    references, _ = reference_of(
+        checkpoint.model, checkpoint.processor, queries, max_new_tokens=MAX_NEW_TOKENS
+    )
+    return expected_answers(checkpoint, queries, references)
+
+
+def expected_answers(
+    checkpoint: Checkpoint, queries: Sequence[Query], references: Sequence[Reference]
+) -> list[Expected]:
+    """The same from what the graphs are compared with, `reference.reference_of` of the queries."""
+    return [
+        _expected(checkpoint, query, reference) for query, reference in zip(queries, references, strict=True)
+    ]
 
 
 def compare(expected: Sequence[Expected], folder: Path) -> Parity:
@@ -107,9 +116,10 @@ def compare(expected: Sequence[Expected], folder: Path) -> Parity:
         prompt = model.prompt(entry.query)
         prompts += int(np.array_equal(prompt.ids_S, entry.prompt_ids_S))
         if entry.features_MD is not None:
-            features_MD = model.sessions.encode_images(prompt.pixel_values_NE, prompt.grid_I3)
+            features_MD = model.image_features(entry.query)
             _note(difference, layout.VISION_ENCODER, features_MD, entry.features_MD)
-        _note(difference, layout.EMBED_TOKENS, model.sessions.embed(entry.prompt_ids_S), entry.embeds_SD)
+        embeds_SD = model.sessions.embed(entry.prompt_ids_S[None])[0]
+        _note(difference, layout.EMBED_TOKENS, embeds_SD, entry.embeds_SD)
         logits_AV = model.forced_logits(entry.query, entry.answer_ids)[: len(entry.answer_ids)]
         largest = _note(difference, layout.DECODER, logits_AV, entry.logits_AV)
         squared_error += float(np.square(logits_AV - entry.logits_AV, dtype=np.float64).sum())
@@ -193,39 +203,19 @@ def print_report(report: dict[str, Parity]) -> None:
     console.print(table)
 
 
-def _answer(checkpoint: Checkpoint, query: Query) -> Expected:
-    model, processor = checkpoint.model, checkpoint.processor
-    images = [part for part in query if isinstance(part, Image.Image)]
-    content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in query
-    ]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    inputs = processor(text=[text], images=images or None, return_tensors="pt")
-    prompt_ids = inputs["input_ids"]
-    settings = copy.deepcopy(model.generation_config)
-    settings.update(
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=MAX_NEW_TOKENS,
-        max_length=None,
-    )
-    settings.update(return_dict_in_generate=True, output_logits=True)
-    generated = model.generate(**inputs, generation_config=settings)
-    answer_ids = generated.sequences[0, prompt_ids.shape[1] :]
-    vision = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    features = torch.cat(list(model.get_image_features(**vision))) if images else None
+def _expected(checkpoint: Checkpoint, query: Query, reference: Reference) -> Expected:
+    prompt_ids_S = reference.ids_S[: reference.prompt]
+    answer_ids = reference.ids_S[reference.prompt :].tolist()
+    with torch.no_grad():
+        embeds_SD = checkpoint.model.get_input_embeddings()(torch.from_numpy(prompt_ids_S)).numpy()
     return Expected(
         query=query,
-        prompt_ids_S=prompt_ids[0].numpy(),
-        embeds_SD=model.get_input_embeddings()(prompt_ids[0]).numpy(),
-        features_MD=None if features is None else features.numpy(),
-        answer_ids=tuple(answer_ids.tolist()),
-        logits_AV=torch.cat(generated.logits).float().numpy(),
-        text=processor.tokenizer.decode(answer_ids, skip_special_tokens=True),
+        prompt_ids_S=prompt_ids_S,
+        embeds_SD=embeds_SD,
+        features_MD=reference.embeds_SD[reference.is_image_S] if reference.feeds else None,
+        answer_ids=tuple(answer_ids),
+        logits_AV=reference.logits_AV,
+        text=checkpoint.processor.tokenizer.decode(answer_ids, skip_special_tokens=True),
     )
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from genrecal.core.errors import ModelError
 from genrecal.core.files import read_json, sha256_file
+from genrecal.core.licence import licence_of
 from genrecal.core.manifest import NAME, read_manifest
-from genrecal.export.onnx_graphs import graphs_of
+from genrecal.export.families import graphs_of
+from genrecal.models.pickles import require_safetensors
 
 STUDENT = "student"
 RUN_CONFIG = "config.yaml"
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ def find_student(path: Path) -> Student:
         raise ModelError(
             "is a run that is not finished", where=path, fix="Run the same distill command again"
         )
-    return _checked(path, {})
+    return _checked(path, {"licences": {"student": licence_of(path)}})
 
 
 def family_of(folder: Path) -> str:
@@ -66,13 +68,15 @@ def family_of(folder: Path) -> str:
 
 def _checked(folder: Path, facts: dict[str, Any]) -> Student:
     model_type = family_of(folder)
-    weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    weights = sorted(folder.glob(WEIGHTS))
     if not weights:
-        raise ModelError("holds no weights (*.safetensors or *.bin)", where=folder)
+        require_safetensors(folder)
+        raise ModelError(f"holds no weights ({WEIGHTS})", where=folder)
     provenance = {
         "student": folder.resolve().name,
         "weights": {path.name: sha256_file(path) for path in weights},
         **facts,
+        **_scores(folder),
     }
     return Student(folder=folder, model_type=model_type, provenance=provenance)
 
@@ -80,13 +84,40 @@ def _checked(folder: Path, facts: dict[str, Any]) -> Student:
 def _run_facts(run: Path) -> dict[str, Any]:
     manifest = read_manifest(run, kind="run")
     config = manifest.get("config", {})
+    teachers = [Path(source["path"]) for source in config.get("teachers") or ()]
+    if config.get("teacher"):
+        teachers = [Path(config["teacher"])]
+    base = config.get("student")
     stages = sorted(path.name for path in (run / "stages").glob("*") if path.is_dir())
     return {
         "run": run.resolve().name,
         "run_manifest": sha256_file(run / NAME),
         "method": config.get("method"),
         "stage": stages[-1] if stages else None,
-        "teacher": config.get("teacher"),
-        "base_student": config.get("student"),
+        "teacher": ", ".join(map(str, teachers)) or None,
+        "base_student": base,
+        "data": [Path(source["path"]).name for source in config.get("data", {}).get("sources", [])],
+        "licences": {
+            **{f"teacher {path.name}": licence_of(path) for path in teachers},
+            **({"base student": licence_of(Path(base))} if base else {}),
+        },
         "run_versions": manifest["versions"],
+    }
+
+
+def _scores(student: Path) -> dict[str, Any]:
+    """What the bench measured of the student, where it lies beside it."""
+    found = student.with_name(f"{student.resolve().name}-bench") / "bench.json"
+    if not found.is_file():
+        return {}
+    results = read_json(found)["results"].values()
+    return {
+        "scores": {
+            result["score"]["title"]: {
+                "score": result["score"]["score"],
+                "questions": result["score"]["n"],
+                "interval_95": [result["interval"]["low"], result["interval"]["high"]],
+            }
+            for result in results
+        }
     }

@@ -26,6 +26,7 @@ from genrecal.models.families import FAMILIES
 from genrecal.models.image_limits import limit_pixels, limit_tiles
 from genrecal.models.nvlm import register_nvlm
 from genrecal.models.nvlm_processor import NvlmProcessor
+from genrecal.models.pickles import require_safetensors
 from genrecal.models.remote_code import RemoteCode, check_remote_code
 
 
@@ -124,11 +125,12 @@ def load_model(folder: Path, *, code: RemoteCode | None = None, **options: Any) 
             them at random and say so in a warning.
     """
     check_model_folder(folder)
+    require_safetensors(folder)
     allowed = check_remote_code(folder, code or RemoteCode()).options
     try:
         with _no_new_embeddings():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, output_loading_info=True, **allowed, **options
+                folder, output_loading_info=True, use_safetensors=True, **allowed, **options
             )
     except Exception as error:  # as above
         raise ModelError(f"its model cannot be loaded ({_one_line(error)})", where=folder) from error

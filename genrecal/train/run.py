@@ -24,6 +24,7 @@ from genrecal.core.config import dump_config, load_config
 from genrecal.core.console import console
 from genrecal.core.errors import ConfigError
 from genrecal.core.files import write_text
+from genrecal.core.licence import licence_of
 from genrecal.core.manifest import NAME, installed_versions, verify_manifest, write_manifest
 from genrecal.data.mixture import read_mixture, without_domains
 from genrecal.data.pair import SharedTokens
@@ -260,6 +261,11 @@ def _provenance(config: RunConfig) -> dict[str, Any]:
         "method": config.method,
         "teacher": ", ".join(str(source.path) for source in config.sources) or None,
         "base_student": str(config.student),
+        "data": [source.path.name for source in config.data.sources],
+        "licences": {
+            **{f"teacher {source.path.name}": licence_of(source.path) for source in config.sources},
+            "base student": licence_of(config.student),
+        },
         "seed": config.seed,
         "run_versions": installed_versions(),
     }

@@ -44,9 +44,7 @@ def teacher_folder(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def build_folder(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench_build") / "build"
-    export_graphs(
-        load_model(student_folder, dtype=torch.float32, attn_implementation="eager"), folder / "onnx"
-    )
+    export_graphs(student_folder, folder / "onnx")
     for name in layout.SETTINGS_FILES:
         shutil.copyfile(student_folder / name, folder / name)
     write_json(folder / layout.PARITY, {})
@@ -55,7 +53,8 @@ def build_folder(student_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         kind=layout.KIND,
         family="qwen2_vl",
         precision="fp32",
-        suffix="",
+        target="cpu",
+        graphs={graph: layout.graph_file(graph, "") for graph in layout.GRAPHS},
         provenance={},
         quantization={},
     )

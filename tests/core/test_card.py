@@ -56,3 +56,21 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     assert "base_model" not in front
     assert front["tags"] == ["genrecal"]
     assert "None" not in body
+
+
+def test_cards_name_licence_scores_and_data(tmp_path: Path) -> None:
+    entry = {"score": 0.612, "questions": 200, "interval_95": [0.54, 0.68]}
+    facts = {
+        "licences": {"teacher": "mit", "base student": "apache-2.0"},
+        "scores": {"MMB": entry},
+        "data": ["knowledge.json"],
+    }
+    front, body = read(write_student_card(tmp_path, {**PROVENANCE, **facts}))
+    assert front["license"] == "apache-2.0"
+    assert "`apache-2.0`. The strictest of its parents' (teacher: mit, base student: apache-2.0)." in body
+    assert "| MMB | 61.2 | 54.0 to 68.0 | 200 |" in body
+    assert "knowledge.json" in body
+    facts["licences"]["teacher"] = None
+    front, body = read(write_student_card(tmp_path, {**PROVENANCE, **facts}))
+    assert "license" not in front
+    assert "`unknown`. The licence is not settled here" in body

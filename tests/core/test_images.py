@@ -55,6 +55,12 @@ def test_a_flipped_byte_in_a_png_is_found() -> None:
     refuses(bytes(data), "cannot be decoded")
 
 
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "ICO", "SGI", "JPEG2000", "PDF"])
+def test_formats_that_are_not_tried(kind: str) -> None:
+    """pillow would decode most of them; each is one decoder more for a stranger's bytes."""
+    refuses(encoded(noise(), kind), "is not an image of a known format")
+
+
 def test_what_is_no_image(tmp_path: Path) -> None:
     refuses(b"", "is not an image of a known format")
     refuses(b"hello, I am text", "is not an image of a known format")

@@ -1,4 +1,5 @@
-"""One tiny student, its checkpoint in memory and its fp32 build, for all tests of the runtime."""
+"""One tiny student, its checkpoint in memory and its fp32 build, for all tests of the runtime; and a tiny
+VLM of every family in the same way."""
 
 from __future__ import annotations
 
@@ -68,22 +69,20 @@ def student(student_folder: Path) -> SimpleNamespace:
     return SimpleNamespace(model=load_model(student_folder, dtype=torch.float32), processor=processor)
 
 
-@pytest.fixture(scope="session")
-def build_folder(
-    student_folder: Path, student: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """An fp32 build as the contract has it; tests that alter it take a copy."""
-    folder = tmp_path_factory.mktemp("edge_build") / "build"
-    export_graphs(student.model, folder / "onnx")
+def write_build(student: Path, folder: Path, family: str) -> Path:
+    """An fp32 build as the contract has it."""
+    export_graphs(student, folder / "onnx")
     for name in layout.SETTINGS_FILES:
-        shutil.copyfile(student_folder / name, folder / name)
+        if (student / name).is_file():
+            shutil.copyfile(student / name, folder / name)
     write_json(folder / layout.PARITY, {})
     write_manifest(
         folder,
         kind=layout.KIND,
-        family="qwen2_vl",
+        family=family,
         precision="fp32",
-        suffix="",
+        target="cpu",
+        graphs={graph: layout.graph_file(graph, "") for graph in layout.GRAPHS},
         provenance={},
         quantization={},
     )
@@ -91,5 +90,30 @@ def build_folder(
 
 
 @pytest.fixture(scope="session")
+def build_folder(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of the tiny student; tests that alter it take a copy."""
+    return write_build(student_folder, tmp_path_factory.mktemp("edge_build") / "build", "qwen2_vl")
+
+
+@pytest.fixture(scope="session")
 def edge_model(build_folder: Path) -> EdgeModel:
     return EdgeModel.open(build_folder, threads=1)
+
+
+# tests/tiny_families.py's folders that export knows; `internvl_llama` is InternVL above Llama.
+FAMILIES = ("idefics3", "internvl", "internvl_llama", "llava_onevision", "qwen2_5_vl", "smolvlm")
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_pair(
+    request: pytest.FixtureRequest, family_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """Each family in turn: `student` as above, and `model`, its opened build."""
+    name: str = request.param
+    family = "internvl" if name == "internvl_llama" else name
+    folder = write_build(family_folders[name], tmp_path_factory.mktemp("family_build") / name, family)
+    processor = load_processor(family_folders[name])
+    student = SimpleNamespace(
+        model=load_model(family_folders[name], dtype=torch.float32), processor=processor
+    )
+    return SimpleNamespace(name=name, student=student, model=EdgeModel.open(folder, threads=1))

@@ -23,7 +23,8 @@ def copy(build_folder: Path, tmp_path: Path) -> Path:
 def rewrite(folder: Path, **facts: object) -> None:
     """Make the manifest again: what follows is altered by its maker, not by an accident."""
     before = json.loads((folder / "manifest.json").read_text())
-    kept = {key: before[key] for key in ("family", "precision", "suffix", "provenance", "quantization")}
+    facts_kept = ("family", "precision", "target", "graphs", "provenance", "quantization")
+    kept = {key: before[key] for key in facts_kept}
     write_manifest(folder, **{"kind": layout.KIND, **kept, **facts})
 
 
@@ -43,11 +44,15 @@ def test_a_build_opens(build_folder: Path, verify: bool) -> None:
     assert all(path.is_file() for path in (build.vision_encoder, build.embed_tokens, build.tokenizer))
 
 
-def test_the_suffix_names_the_graphs(copy: Path) -> None:
-    for graph in layout.GRAPHS:
-        (copy / layout.graph_file(graph, "")).rename(copy / layout.graph_file(graph, "_int8"))
-    rewrite(copy, precision="int8", suffix="_int8")
-    assert open_build(copy).embed_tokens == copy / "onnx/embed_tokens_int8.onnx"
+def test_the_manifest_names_each_graph(copy: Path) -> None:
+    suffixes = dict(zip(layout.GRAPHS, ("_fp16", "_int8", "_q4"), strict=True))
+    graphs = {graph: layout.graph_file(graph, suffix) for graph, suffix in suffixes.items()}
+    for graph, name in graphs.items():
+        (copy / layout.graph_file(graph, "")).rename(copy / name)
+    rewrite(copy, precision="int4", graphs=graphs)
+    build = open_build(copy)
+    assert build.embed_tokens == copy / "onnx/embed_tokens_int8.onnx"
+    assert build.decoder == copy / "onnx/decoder_model_merged_q4.onnx"
 
 
 def test_a_folder_that_is_no_build(tmp_path: Path, student_folder: Path) -> None:
@@ -85,7 +90,11 @@ def test_a_flipped_byte_in_any_file(copy: Path) -> None:
         (b'{"kind": "build", "format": 2}', "has manifest format 2"),
         (b'{"kind": "build", "format": 1}', "is damaged"),
         (b'{"kind": "build", "format": 1, "files": {"config.json": 3}}', "is damaged"),
-        (b'{"kind": "build", "format": 1, "files": {}, "suffix": ""}', "does not list 'config.json'"),
+        (
+            b'{"kind": "build", "format": 1, "files": {}, "graphs": {"vision_encoder": "a", '
+            b'"embed_tokens": "b", "decoder_model_merged": "c"}}',
+            "does not list 'config.json'",
+        ),
     ],
 )
 def test_a_damaged_manifest(copy: Path, content: bytes, message: str) -> None:
@@ -93,9 +102,10 @@ def test_a_damaged_manifest(copy: Path, content: bytes, message: str) -> None:
     assert message in refusal(copy)
 
 
-def test_a_precision_that_its_suffix_does_not_have(copy: Path) -> None:
-    rewrite(copy, precision="int8")
-    assert "names precision 'int8' with suffix ''" in refusal(copy)
+@pytest.mark.parametrize(("key", "known"), [("precision", "fp32, fp16"), ("target", "cpu, jetson")])
+def test_a_precision_or_a_target_of_another_time(copy: Path, key: str, known: str) -> None:
+    rewrite(copy, **{key: "int1"})
+    assert f"names {key} 'int1'. This genrecal reads {known}" in refusal(copy)
 
 
 def test_an_unlisted_graph_is_not_opened(copy: Path) -> None:
@@ -124,7 +134,7 @@ def test_an_unlisted_graph_is_not_opened(copy: Path) -> None:
         ),
         ("generation_config.json", b'{"num_beams": 4}', "asks for 'num_beams' = 4"),
         ("preprocessor_config.json", b'{"do_resize": false}', "'do_resize' is False"),
-        ("onnx/embed_tokens.onnx", b"no graph", "embed_tokens.onnx: onnxruntime cannot load it"),
+        ("onnx/embed_tokens.onnx", b"no graph", "embed_tokens.onnx: is no ONNX graph"),
     ],
 )
 def test_a_build_of_wrong_files(copy: Path, name: str, content: bytes, message: str) -> None:

@@ -50,7 +50,7 @@ def compare(student: SimpleNamespace, stretches: list[int], grids: list[tuple[in
         torch.from_numpy(ids_S)[None], image_grid_thw=torch.from_numpy(grid_I3) if grids else None
     )
     found = rope_positions(ids_S, grid_I3, image_token=config.image_token_id, merge=MERGE)
-    assert np.array_equal(found.ids_3S, expected[:, 0].numpy())
+    assert np.array_equal(found.ids_AS, expected[:, 0].numpy())
     assert found.delta == int(delta)
     following = found.next(len(ids_S), 3)
     assert np.array_equal(following, np.tile(expected.max().item() + np.arange(1, 4), (3, 1)))

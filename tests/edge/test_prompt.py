@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge.model import EdgeModel
-from edge.prompt import Part, PromptEncoder
+from edge.prompt import Part, PromptEncoder, user
 from genrecal.core.errors import BuildError
 from genrecal.demo.pair import QWEN2_VL_TOKENS
 from tests.edge.conftest import noise
@@ -102,7 +102,10 @@ def test_an_elaborate_template_renders_as_in_transformers(
     images = [noise(40, 40), noise(90, 30)]
     expected = student.processor(text=[text], images=images, return_tensors="np")
     counts = (expected["image_grid_thw"].prod(1) // 4).tolist()
-    assert encoder.encode((images[0], "and", images[1]), counts) == expected["input_ids"][0].tolist()
+    assert (
+        encoder.encode([user(images[0], "and", images[1])], [(count,) for count in counts])
+        == expected["input_ids"][0].tolist()
+    )
 
 
 @pytest.mark.parametrize("token", QWEN2_VL_TOKENS)
@@ -148,7 +151,7 @@ def test_the_template_cannot_leave_its_sandbox(build_folder: Path, edge_model: E
             tokenizer=build_folder / "tokenizer.json", template=template, image_token=image_token
         )
         with pytest.raises(BuildError, match="its chat template fails"):
-            encoder.encode(("?",), ())
+            encoder.encode([user("?")])
 
 
 def test_a_tokenizer_saved_in_use_does_not_pad_or_cut(edge_model: EdgeModel, tmp_path: Path) -> None:
@@ -164,11 +167,11 @@ def test_a_tokenizer_saved_in_use_does_not_pad_or_cut(edge_model: EdgeModel, tmp
         image_token=edge_model.build.config["image_token_id"],
     )
     parts = ("how many red circles are there in the picture?",)
-    assert encoder.encode(parts, ()) == ids(edge_model, parts)
+    assert encoder.encode([user(*parts)]) == ids(edge_model, parts)
 
 
 def test_images_keep_their_order(edge_model: EdgeModel) -> None:
     first, second = Image.new("RGB", (40, 40), "white"), Image.new("RGB", (40, 40), "black")
-    prompts = [edge_model.prompt(pair).pixel_values_NE for pair in ((first, second), (second, first))]
-    assert not np.array_equal(*prompts)
-    assert np.array_equal(prompts[0], np.roll(prompts[1], len(prompts[1]) // 2, axis=0))
+    there, back = (edge_model.image_features(pair) for pair in ((first, second), (second, first)))
+    assert not np.array_equal(there, back)
+    assert np.array_equal(there, np.roll(back, len(back) // 2, axis=0))

@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from transformers import GenerationConfig
 
-from edge.sampling import GenerationSettings, choose_token, process_logits, read_generation_config
+from edge import sampling
+from edge.sampling import GenerationSettings, choose_token, read_generation_config
 from genrecal.core.errors import BuildError, ConfigError
-
-SAMPLED = [
-    {"temperature": 0.7},
-    {"top_k": 5},
-    {"top_p": 0.8},
-    {"top_p": 0.001},
-    {"repetition_penalty": 1.3},
-    {"repetition_penalty": 0.8, "temperature": 1.9, "top_k": 20, "top_p": 0.6},
-    {"temperature": 0.01, "top_k": 1, "top_p": 0.001, "repetition_penalty": 1.05},
-    {"top_k": 0},
-    {"top_k": 1000},
-]
-
-
-@pytest.mark.parametrize("options", SAMPLED, ids=str)
-def test_scores_equal_transformers(student: SimpleNamespace, options: dict) -> None:
-    reference = GenerationConfig(do_sample=True, **options)
-    processors = student.model._get_logits_processor(
-        reference, input_ids_seq_length=3, prefix_allowed_tokens_fn=None, logits_processor=[]
-    )
-    ours = read_generation_config(reference.to_diff_dict())
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        logits_V = generator.normal(0, 3, 200).astype(np.float32)
-        seen = generator.integers(0, 200, 30)
-        expected = processors(torch.from_numpy(seen)[None], torch.from_numpy(logits_V)[None])[0].numpy()
-        found = process_logits(logits_V, seen, ours)
-        assert np.array_equal(np.isinf(found), np.isinf(expected))
-        assert np.allclose(found, expected, rtol=1e-6, atol=0)
-
-
-def test_logits_are_left_as_they_were() -> None:
-    logits_V = np.arange(6, dtype=np.float32) - 3
-    settings = GenerationSettings(do_sample=True, repetition_penalty=2.0, top_k=2, top_p=0.5, temperature=2.0)
-    process_logits(logits_V, np.array([0, 5]), settings)
-    assert np.array_equal(logits_V, np.arange(6) - 3)
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -66,16 +29,6 @@ def test_the_outermost_draws_are_allowed_tokens(draw: float, token: int) -> None
     scores_V = np.array([-np.inf, 0.3, -np.inf, 0.1, -np.inf], np.float32)
     outermost = SimpleNamespace(random=lambda: draw)
     assert choose_token(scores_V, GenerationSettings(do_sample=True), outermost) == token
-
-
-def test_greedy_takes_the_largest_whatever_the_sampler_is_set_to() -> None:
-    logits_V = np.array([0.0, 5.0, 4.9], np.float32)
-    settings = GenerationSettings(do_sample=False, temperature=0.0, top_k=1, top_p=0.1)
-    scores_V = process_logits(logits_V, np.array([0]), settings)
-    assert choose_token(scores_V, settings, np.random.default_rng(0)) == 1
-    penalised = dataclasses.replace(settings, repetition_penalty=1.1)
-    scores_V = process_logits(logits_V, np.array([1]), penalised)
-    assert choose_token(scores_V, penalised, np.random.default_rng(0)) == 2
 
 
 def test_the_published_models_file_is_read() -> None:
@@ -97,17 +50,55 @@ def test_the_published_models_file_is_read() -> None:
 
 def test_what_a_file_leaves_out_has_transformers_defaults() -> None:
     found, reference = read_generation_config({"top_p": None}), GenerationConfig()
-    for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"):
-        assert getattr(found, name) == getattr(reference, name)
+    same = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty"
+    more = "encoder_repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size min_length"
+    for name in f"{same} {more} min_new_tokens remove_invalid_values renormalize_logits".split():
+        assert getattr(found, name) == getattr(reference, name), name
     assert read_generation_config(reference.to_dict()) == found
     assert found.eos_token_ids == () and read_generation_config({"eos_token_id": 3}).eos_token_ids == (3,)
+
+
+def test_every_setting_of_transformers_is_known() -> None:
+    """Each is read, has no effect on an answer, or is refused when it is on."""
+    for name in vars(GenerationConfig()):
+        known = [name in table for table in (sampling._READERS, sampling._NO_EFFECT, sampling._NOT_HERE)]
+        assert sum(known) == 1, name
+
+
+def test_every_value_reaches_its_field() -> None:
+    content = {
+        "max_new_tokens": 7,
+        "max_time": 2.5,
+        "min_p": 0.1,
+        "bad_words_ids": [[3, 4], [5]],
+        "sequence_bias": [[[3, 4], -2.0]],
+        "suppress_tokens": [1, 2],
+        "forced_eos_token_id": 9,
+        "exponential_decay_length_penalty": [5, 1.1],
+        "stop_strings": "end",
+    }
+    found = read_generation_config(content)
+    assert (found.max_new_tokens, found.max_time, found.min_p) == (7, 2.5, 0.1)
+    assert found.bad_words_ids == ((3, 4), (5,)) and found.sequence_bias == (((3, 4), -2.0),)
+    assert found.suppress_tokens == (1, 2) and found.forced_eos_token_ids == (9,)
+    assert found.exponential_decay_length_penalty == (5, 1.1) and found.stop_strings == ("end",)
+
+
+def test_a_length_of_prompt_and_answer() -> None:
+    """As in transformers, it counts where no number of new tokens is given."""
+    assert read_generation_config({"max_length": 64}).max_length == 64
+    assert read_generation_config({"max_length": 64, "max_new_tokens": 3}).max_length is None
+    assert read_generation_config({"max_length": 20}).max_length is None  # transformers' own default
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"num_beams": 4}, "asks for 'num_beams' = 4, which this runtime does not have"),
-        ({"no_repeat_ngram_size": 3}, "'no_repeat_ngram_size' = 3"),
+        ({"guidance_scale": 1.5}, "'guidance_scale' = 1.5"),
+        ({"temprature": 0.5}, "holds 'temprature' = 0.5, which this runtime does not know"),
+        ({"top_p": 0}, "'top_p' is 0.0, it must be above 0"),
+        ({"sequence_bias": [[[3]]]}, "a value cannot be used"),
         ({"temperature": "hot"}, "a value cannot be used"),
         ({"do_sample": True, "temperature": 0.0}, "'temperature' is 0.0, it must be above 0"),
         ({"eos_token_id": "end"}, "a value cannot be used"),
@@ -125,6 +116,11 @@ def test_files_that_cannot_be_followed(content: dict, message: str) -> None:
         ({"top_k": -1}, "'top_k'"),
         ({"top_p": 1.5}, "'top_p'"),
         ({"repetition_penalty": 0.0}, "'repetition_penalty'"),
+        ({"min_p": 2.0}, "'min_p'"),
+        ({"typical_p": 0.0}, "'typical_p'"),
+        ({"eta_cutoff": 1.0}, "'eta_cutoff'"),
+        ({"max_time": 0}, "'max_time'"),
+        ({"temperature": "hot"}, "a value has the wrong type"),
         ({"do_sample": True, "temperature": float("nan")}, "'temperature'"),
         ({"stop_strings": ("",)}, "'stop_strings'"),
         ({"stop_strings": "abc"}, "'stop_strings'"),

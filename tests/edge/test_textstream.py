@@ -71,11 +71,11 @@ def test_the_beginning_of_a_stop_string_waits(text: str) -> None:
 
 
 def test_the_real_tokenizer_joins_too(edge_model: EdgeModel) -> None:
-    tokenizer = edge_model._encoder.tokenizer
+    tokenizer = edge_model._maker.encoder.tokenizer
     text = "Grüße, 你好 🙂, how many red circles are there?\n"
     ids = tokenizer.encode(text).ids
     assert len(ids) > 20
-    stream = TextStream(edge_model._encoder.decode)
+    stream = TextStream(edge_model._maker.encoder.decode)
     found = [stream.push(token) for token in ids] + [stream.finish()]
     assert "".join(found) == text
     assert "\ufffd" not in "".join(found)

@@ -36,7 +36,7 @@ def student(student_folder: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="session")
-def fp32_graphs(student: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp32_graphs(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
-    export_graphs(student[0], folder)
+    export_graphs(student_folder, folder)
     return folder

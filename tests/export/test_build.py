@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from edge.build import GRAPHS, SETTINGS_FILES, open_build
 from edge.model import EdgeModel
 from genrecal.core.errors import BuildError
 from genrecal.core.manifest import verify_manifest
-from genrecal.export import parity
+from genrecal.export import gate, parity, stitch
 from genrecal.export.build import export_run, export_student
+from genrecal.export.graph_parity import open_graph
 from genrecal.export.onnx_graphs import export_graphs
 from genrecal.export.quantize import initializer_bytes, scheme
 from genrecal.models.processors import load_model, load_processor
@@ -43,7 +44,7 @@ def exported(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return export
 
 
-@pytest.mark.parametrize(("precision", "suffix"), [("fp32", ""), ("int8", "_int8")])
+@pytest.mark.parametrize(("precision", "suffix"), [("fp32", ""), ("fp16", "_fp16"), ("int8", "_int8")])
 def test_a_build_is_what_the_runtime_opens(exported: Exporter, precision: str, suffix: str) -> None:
     folder = exported(precision)
     build = open_build(folder)
@@ -111,17 +112,83 @@ def test_exporting_again_gives_the_same_bytes(
             assert path.read_bytes() == (again / path.relative_to(first)).read_bytes(), path.name
 
 
+def test_float16_is_measured_and_half_the_size(exported: Exporter) -> None:
+    folder = exported("fp16")
+    report = json.loads((folder / "parity.json").read_text())
+    assert 1e-6 < report["graphs"]["fp16"]["relative_logits_error"] < 1e-2
+    assert report["precisions"]["fp16"]["forced_top1"] > 0.9
+    assert 0 < report["largest_activation"]["largest"] < 65504
+    for graph in GRAPHS:
+        size = initializer_bytes(folder / f"onnx/{graph}_fp16.onnx")
+        assert size < 0.53 * initializer_bytes(exported("fp32") / f"onnx/{graph}.onnx")
+    decoder = open_graph(folder / f"onnx/{GRAPHS[2]}_fp16.onnx")
+    types = {entry.name: entry.type for entry in (*decoder.get_inputs(), *decoder.get_outputs())}
+    assert types["inputs_embeds"] == types["logits"] == "tensor(float)"
+    assert types["past_key_values.0.key"] == types["present.0.key"] == "tensor(float16)"
+
+
+def test_activations_beyond_float16_are_refused(student_folder: Path, tmp_path: Path) -> None:
+    """fp32 is exported, fp16 is not, and the module is named; the answers stay as they are."""
+    large = shutil.copytree(student_folder, tmp_path / "large")
+    model = load_model(large, dtype=torch.float32)
+    layer = model.model.language_model.layers[1].mlp
+    with torch.no_grad():
+        layer.up_proj.weight.mul_(1e7)
+        layer.down_proj.weight.div_(1e7)
+    model.save_pretrained(large)
+    with pytest.raises(BuildError, match=r"'model.language_model.layers.1.mlp.*' reaches .*float16 ends at"):
+        export_run(large, tmp_path / "fp16", precision="fp16", parity_prompts=QUERIES)
+    assert not (tmp_path / "fp16").exists()
+    export_run(large, tmp_path / "fp32", precision="fp32", parity_prompts=QUERIES[:1])
+
+
 def test_weights_outside_their_graph_travel_along(
     exported: Exporter, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As graphs above 2 GB have them; here the exporter is told to do so."""
-    monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
+    """As large graphs have them; here small ones are made so."""
+    monkeypatch.setattr(stitch, "INLINE_BYTES", 0)
+    monkeypatch.setattr(stitch, "ALIGNMENT", 4096)
     folder = export_run(student_folder, tmp_path / "build", precision="fp32", parity_prompts=QUERIES[:1])
     assert f"onnx/{GRAPHS[0]}.onnx_data" in open_build(folder).manifest["files"]
     for graph in GRAPHS:
         size = initializer_bytes(folder / f"onnx/{graph}.onnx")
         assert size == initializer_bytes(exported("fp32") / f"onnx/{graph}.onnx")
         assert (folder / f"onnx/{graph}.onnx").stat().st_size < 0.8 * size + 200_000
+
+
+def test_a_large_student_is_compared_layer_by_layer(
+    exported: Exporter, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same graphs; torch reads its weights as it goes, and nothing is opened whole."""
+    monkeypatch.setattr(gate, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(parity, "compare", None)
+    folder = export_run(student_folder, tmp_path / "build", precision="int8", parity_prompts=QUERIES)
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["torch"] == "layer by layer" and report["precisions"] == {}
+    assert report["graphs"]["fp32"]["difference"]["decoder_model_merged"] < parity.LOGITS_TOLERANCE
+    assert report["graphs"]["int8"]["forced_top1"] > 0.7
+    for graph in GRAPHS:
+        name = f"onnx/{graph}_int8.onnx"
+        assert (folder / name).read_bytes() == (exported("int8") / name).read_bytes()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
+def test_wrong_graphs_do_not_pass(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A weight that is written wrong is found by the comparison of graphs, and no build is left."""
+
+    def wrong(weight: stitch.Weight, *rest: Any) -> Iterator[bytes]:
+        for piece in right(weight, *rest):
+            factor = 1.01 if weight.source.endswith("layers.1.mlp.up_proj.weight") else 1.0
+            yield (np.frombuffer(piece, np.float32) * np.float32(factor)).tobytes()
+
+    right = stitch._pieces
+    monkeypatch.setattr(gate, "WHOLE_BYTES", 1 << 40 if whole else 0)
+    monkeypatch.setattr(stitch, "_pieces", wrong)
+    with pytest.raises(BuildError, match="not this checkpoint: the output of decoder_model_merged differs"):
+        export_run(student_folder, tmp_path / "build", precision="fp32", parity_prompts=QUERIES)
+    assert not list(tmp_path.iterdir())
 
 
 def test_graphs_of_another_checkpoint_do_not_pass_the_gate(exported: Exporter, student_folder: Path) -> None:
@@ -145,25 +212,26 @@ def test_a_failing_gate_leaves_no_build(
     old = export_run(student_folder, output, precision="fp32", parity_prompts=QUERIES[:1])
     before = (old / "manifest.json").read_bytes()
 
-    def wrong_graphs(model: Any, folder: Path) -> list[Path]:
-        model = load_model(student_folder, dtype=torch.float32)
+    def wrong_graphs(student: Path, folder: Path, **options: Any) -> dict[str, Path]:
+        model = load_model(student, dtype=torch.float32)
         with torch.no_grad():
-            model.lm_head.weight.mul_(1.5)
-        return export_graphs(model, folder)
+            model.get_input_embeddings().weight.mul_(1.5)
+        model.save_pretrained(tmp_path / "other")
+        return export_graphs(tmp_path / "other", folder, **options)
 
     monkeypatch.setattr("genrecal.export.build.export_graphs", wrong_graphs)
     with pytest.raises(BuildError, match="the fp32 graphs are not this checkpoint"):
         export_run(student_folder, output, precision="int8", parity_prompts=QUERIES[:1])
     assert (output / "manifest.json").read_bytes() == before
     verify_manifest(output, kind="build")
-    assert [path.name for path in tmp_path.iterdir()] == ["build"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "other"]
 
 
 def test_a_folder_of_something_else_is_not_replaced(student_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(student_folder, tmp_path / "mine")
     with pytest.raises(BuildError, match="exists and is no build"):
         export_student(student_folder, tmp_path / "mine", precision="int8", provenance={})
-    with pytest.raises(BuildError, match=r"unknown precision 'int4'\. Known: fp32, int8"):
+    with pytest.raises(BuildError, match=r"unknown precision 'int4'\. Known: fp32, fp16, int8"):
         export_student(student_folder, tmp_path / "new", precision="int4", provenance={})
     assert not (tmp_path / "new").exists()
 

@@ -42,7 +42,28 @@ def test_a_run_names_its_origin(run: Path) -> None:
 def test_a_plain_folder_names_its_weights(student_folder: Path) -> None:
     student = find_student(student_folder)
     assert student.folder == student_folder
-    assert set(student.provenance) == {"student", "weights"}
+    assert set(student.provenance) == {"student", "weights", "licences"}
+    assert student.provenance["licences"] == {"student": None}
+
+
+def test_licences_data_and_scores_travel_along(run: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    config = {
+        "method": "genrecal",
+        "teacher": str(teacher),
+        "student": "small/student",
+        "data": {"sources": [{"path": "data/knowledge.json"}]},
+    }
+    write_manifest(run, kind="run", config=config)
+    score = {"score": {"title": "MMB", "score": 0.5, "n": 20}, "interval": {"low": 0.3, "high": 0.7}}
+    (run / "student-bench").mkdir()
+    (run / "student-bench" / "bench.json").write_text(json.dumps({"results": {"mmb": score}}))
+    found = find_student(run).provenance
+    assert found["licences"] == {"teacher teacher": "mit", "base student": None}
+    assert found["data"] == ["knowledge.json"]
+    assert found["scores"] == {"MMB": {"score": 0.5, "questions": 20, "interval_95": [0.3, 0.7]}}
 
 
 def test_wrong_folders_get_one_clear_line(run: Path, student_folder: Path, tmp_path: Path) -> None:
@@ -69,4 +90,4 @@ def test_wrong_folders_get_one_clear_line(run: Path, student_folder: Path, tmp_p
     assert "holds no weights" in message(other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
-    assert "model_type 'llava' cannot be exported. Supported: qwen2_vl" in message(other)
+    assert "model_type 'llava' cannot be exported. Supported: idefics3, internvl" in message(other)

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
-from edge.preprocess import preprocess_qwen2_vl, read_qwen2_vl, smart_resize
+from edge.preprocess import Picture
+from edge.preprocess.qwen2_vl import prepare, read, smart_resize
 from genrecal.core.errors import BuildError, DataError
 from tests.edge.conftest import noise
 
@@ -40,18 +41,24 @@ SIZES = [
 ]
 
 
+def patches(picture: Picture) -> np.ndarray:
+    return picture.inputs["pixel_values"]
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pixels_are_bit_identical(name: str) -> None:
     reference = Qwen2VLImageProcessor(**PROCESSORS[name])
-    ours = read_qwen2_vl(json.loads(reference.to_json_string()))
+    ours = read(json.loads(reference.to_json_string()), {})
     for width, height in SIZES:
         image = noise(width, height)
         expected = reference(images=[image], return_tensors="np")
-        found = preprocess_qwen2_vl([image], ours)
-        assert np.array_equal(found.grid_I3, expected["image_grid_thw"]), (width, height)
-        assert np.array_equal(found.pixel_values_NE, expected["pixel_values"]), (width, height)
-        assert found.pixel_values_NE.dtype == np.float32 and found.grid_I3.dtype == np.int64
-        assert found.image_tokens == (found.grid_I3.prod() // reference.merge_size**2,)
+        found = prepare(image, ours)
+        grid_I3 = found.inputs["image_grid_thw"]
+        assert np.array_equal(grid_I3, expected["image_grid_thw"]), (width, height)
+        assert np.array_equal(patches(found), expected["pixel_values"]), (width, height)
+        assert patches(found).dtype == np.float32 and grid_I3.dtype == np.int64
+        assert found.grid == tuple(grid_I3[0])
+        assert found.prompt == (found.tokens,) == (grid_I3.prod() // reference.merge_size**2,)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "YCbCr", "P", "1", "I"])
@@ -59,25 +66,9 @@ def test_modes_are_bit_identical(mode: str) -> None:
     image = noise(70, 50).convert(mode) if mode in ("P", "1", "I") else noise(70, 50, mode)
     reference = Qwen2VLImageProcessor(**PROCESSORS["demo"])
     expected = reference(images=[image], return_tensors="np")["pixel_values"]
-    found = preprocess_qwen2_vl([image], read_qwen2_vl(PROCESSORS["demo"]))
+    found = prepare(image, read(PROCESSORS["demo"], {}))
     assert image.mode == mode
-    assert np.array_equal(found.pixel_values_NE, expected)
-
-
-def test_several_images_follow_each_other() -> None:
-    images = [noise(64, 48), noise(30, 200, "L"), noise(64, 48, seed=1)]
-    reference = Qwen2VLImageProcessor(**PROCESSORS["demo"])
-    expected = reference(images=images, return_tensors="np")
-    found = preprocess_qwen2_vl(images, read_qwen2_vl(PROCESSORS["demo"]))
-    assert np.array_equal(found.pixel_values_NE, expected["pixel_values"])
-    assert np.array_equal(found.grid_I3, expected["image_grid_thw"])
-    assert sum(found.image_tokens) * 4 == len(found.pixel_values_NE)
-
-
-def test_no_images_are_no_patches() -> None:
-    found = preprocess_qwen2_vl([], read_qwen2_vl(PROCESSORS["demo"]))
-    assert found.pixel_values_NE.shape == (0, 3 * 2 * 8 * 8)
-    assert found.grid_I3.shape == (0, 3) and found.image_tokens == ()
+    assert np.array_equal(patches(found), expected)
 
 
 @pytest.mark.parametrize("height", [1, 3])
@@ -85,8 +76,7 @@ def test_an_image_one_or_three_pixels_high_is_an_image(height: int) -> None:
     """Rows of one colour each: every patch must hold three clean channels."""
     image = Image.new("RGB", (40, height), (255, 128, 0))
     config = {**PROCESSORS["demo"], "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
-    found = preprocess_qwen2_vl([image], read_qwen2_vl(config))
-    channels = found.pixel_values_NE.reshape(-1, 3, 2 * 8 * 8)
+    channels = patches(prepare(image, read(config, {}))).reshape(-1, 3, 2 * 8 * 8)
     for channel, value in enumerate((255, 128, 0)):
         assert np.array_equal(channels[:, channel], np.full_like(channels[:, channel], value / 255))
 
@@ -112,9 +102,10 @@ def test_sizes_are_the_references(height: int, width: int, factor: int, blocks: 
 
 
 def test_newer_files_say_size() -> None:
-    ours = read_qwen2_vl({"size": {"shortest_edge": 1000, "longest_edge": 9000}})
+    ours = read({"size": {"shortest_edge": 1000, "longest_edge": 9000}}, {})
     assert (ours.min_pixels, ours.max_pixels) == (1000, 9000)
-    both = read_qwen2_vl({"size": {"shortest_edge": 1, "longest_edge": 2}, "min_pixels": 5, "max_pixels": 6})
+    size = {"shortest_edge": 1, "longest_edge": 2}
+    both = read({"size": size, "min_pixels": 5, "max_pixels": 6}, {})
     assert (both.min_pixels, both.max_pixels) == (5, 6)
 
 
@@ -132,7 +123,7 @@ def test_newer_files_say_size() -> None:
 )
 def test_settings_that_cannot_be_used(content: dict, message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        read_qwen2_vl(content)
+        read(content, {})
 
 
 def test_the_students_own_file(student_folder: Path) -> None:
@@ -140,4 +131,4 @@ def test_the_students_own_file(student_folder: Path) -> None:
     reference = Qwen2VLImageProcessor.from_pretrained(student_folder)
     image = noise(123, 77)
     expected = reference(images=[image], return_tensors="np")["pixel_values"]
-    assert np.array_equal(preprocess_qwen2_vl([image], read_qwen2_vl(content)).pixel_values_NE, expected)
+    assert np.array_equal(patches(prepare(image, read(content, {}))), expected)

@@ -1,0 +1,1 @@
+"""Other clients than our own runtime, on our builds."""

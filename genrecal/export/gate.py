@@ -1,0 +1,114 @@
+"""The gate between fp32 graphs and a build, and the same measurements of every other precision.
+
+    student -> torch -> references -> each graph against them (every student)
+                           |
+                           +-> the build, opened by the runtime: whole answers (students that fit)
+
+A student of more than WHOLE_BYTES is read layer by layer by torch and never opened whole, with fewer and
+shorter answers: memory stays that of the largest weight, or of one graph as it is mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from genrecal.core.console import console
+from genrecal.core.errors import BuildError
+from genrecal.export import graph_parity, parity
+from genrecal.export.freed import return_freed_memory
+from genrecal.export.reference import Range, Reference, reference_of
+from genrecal.export.skeleton import load_streamed
+from genrecal.export.weights import weight_files
+from genrecal.models.processors import load_model
+
+# Weights in float32 of a student that torch and the runtime hold whole while they are compared.
+WHOLE_BYTES = 2 << 30
+STREAMED_QUERIES = (0, 1, -1)
+STREAMED_NEW_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What torch in float32 makes of the queries."""
+
+    references: list[Reference]
+    range: Range
+    answers: list[parity.Expected] | None
+    """None for a student that is compared layer by layer."""
+
+
+# Each graph against torch, and whole answers where there are any.
+Found = tuple[graph_parity.GraphParity, parity.Parity | None]
+
+
+def expect(student: Path, processor: Any, queries: Sequence[parity.Query]) -> Expected:
+    """Torch's answers; of a large student fewer ones, from weights that are read layer by layer."""
+    stored = sum(path.stat().st_size for path in weight_files(student))
+    in_float32 = stored * torch.float32.itemsize // _stored_type(student).itemsize
+    if not queries:
+        raise BuildError("the parity report needs at least one query")
+    if in_float32 > WHOLE_BYTES:
+        model = load_streamed(student, torch.float32)
+        chosen = [queries[place] for place in STREAMED_QUERIES if place < len(queries)]
+        references, found = reference_of(model, processor, chosen, max_new_tokens=STREAMED_NEW_TOKENS)
+        del model
+        return_freed_memory()
+        return Expected(references=references, range=found, answers=None)
+    model = load_model(student, dtype=torch.float32)
+    references, found = reference_of(model, processor, queries, max_new_tokens=parity.MAX_NEW_TOKENS)
+    checkpoint = parity.Checkpoint(model=model, processor=processor)
+    return Expected(
+        references=references,
+        range=found,
+        answers=parity.expected_answers(checkpoint, queries, references),
+    )
+
+
+def _stored_type(student: Path) -> torch.dtype:
+    stored = AutoConfig.from_pretrained(student).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def compare(expected: Expected, folder: Path, graphs: dict[str, Path]) -> Found:
+    """Measure the graphs, and where there are whole answers the build in `folder`."""
+    found = graph_parity.compare_graphs(expected.references, graphs)
+    answers = None if expected.answers is None else parity.compare(expected.answers, folder)
+    return found, answers
+
+
+def require_same(found: Found, *, where: Path) -> None:
+    """Raise a BuildError unless the fp32 graphs are the checkpoint."""
+    graph_parity.require_same(found[0], tolerance=parity.LOGITS_TOLERANCE, where=where)
+    if found[1] is not None:
+        parity.require_equal(found[1], where=where)
+
+
+def print_report(report: dict[str, Found]) -> None:
+    """A row, or a line, for each precision."""
+    whole = {precision: answers for precision, (_, answers) in report.items() if answers is not None}
+    if whole:
+        parity.print_report(whole)
+    for precision, (found, answers) in report.items():
+        if answers is None:
+            shown = ", ".join(f"{graph} {difference:.1e}" for graph, difference in found.difference.items())
+            console.print(
+                f"{precision}, {found.queries} queries layer by layer: largest differences {shown}; "
+                f"forced top-1 {100 * found.forced_top1:.1f}%"
+            )
+
+
+def as_json(report: dict[str, Found], expected: Expected) -> dict[str, Any]:
+    """The report by precision, for parity.json."""
+    whole = {precision: answers for precision, (_, answers) in report.items() if answers is not None}
+    return {
+        **parity.as_json(whole),
+        "graphs": {precision: asdict(found) for precision, (found, _) in report.items()},
+        "largest_activation": asdict(expected.range),
+        "torch": "layer by layer" if expected.answers is None else "whole",
+    }
