@@ -23,7 +23,7 @@ def copy(student_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(student_folder, tmp_path / "copy")
 
 
-def test_shards_and_pickles_are_the_same_weights(copy: Path, tmp_path: Path) -> None:
+def test_shards_are_the_same_weights(copy: Path, tmp_path: Path) -> None:
     weights = load_file(copy / SINGLE)
     names = sorted(weights)
     shards = shutil.copytree(copy, tmp_path / "shards")
@@ -33,10 +33,7 @@ def test_shards_and_pickles_are_the_same_weights(copy: Path, tmp_path: Path) -> 
         save_file({name: weights[name] for name in part}, shards / file)
     index = {name: file for file, part in parts.items() for name in part}
     (shards / INDEX).write_text(json.dumps({"weight_map": index}))
-    pickles = shutil.copytree(copy, tmp_path / "pickles")
-    (pickles / SINGLE).unlink()
-    torch.save(weights, pickles / "pytorch_model.bin")
-    for folder in (copy, shards, pickles):
+    for folder in (copy, shards):
         found = CheckpointWeights(folder, {})
         assert sorted(found) == names
         assert all(torch.equal(found.read(name), weights[name]) for name in names)
@@ -44,6 +41,16 @@ def test_shards_and_pickles_are_the_same_weights(copy: Path, tmp_path: Path) -> 
     (shards / "b.safetensors").unlink()
     with pytest.raises(ModelError, match=r"lacks the file 'b\.safetensors', which its index names"):
         CheckpointWeights(shards, {})
+    (shards / INDEX).write_text(json.dumps({"weight_map": index | {names[0]: "../copy/model.safetensors"}}))
+    with pytest.raises(ModelError, match=r"names '\.\./copy/model\.safetensors', which is not in the folder"):
+        CheckpointWeights(shards, {})
+
+
+def test_pickles_are_not_opened(copy: Path) -> None:
+    torch.save(load_file(copy / SINGLE), copy / "pytorch_model.bin")
+    (copy / SINGLE).unlink()
+    with pytest.raises(ModelError, match=r"pickles \(pytorch_model\.bin\), which are not opened"):
+        CheckpointWeights(copy, {})
 
 
 @pytest.mark.parametrize("newer", [False, True])
