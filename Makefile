@@ -2,12 +2,10 @@
 #   PYTHON            the interpreter that makes the virtual environment
 #   TORCH_INDEX_URL   a package index that holds another build of torch (for instance the CPU-only
 #                     one that PyTorch's install page names); empty: whatever pip is set up with
-#   TEST_ARGS         of pytest; by default a process for each core, at most four
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX_URL ?=
 DEMO_ARGS ?=
-TEST_ARGS ?= --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 BIN := $(CURDIR)/$(VENV)/bin
 TORCH_FROM := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL),)
@@ -27,10 +25,10 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest
 
 test-full: setup
-	$(BIN)/python -m pytest $(TEST_ARGS) -m ""
+	$(BIN)/python -m pytest -m ""
 
 setup: $(VENV)/.ready
 

@@ -20,19 +20,6 @@ import pytest
 from tests.families import NAMES, ReadFamily, read_family
 from tests.tiny import TinyData, TinyPair, write_data, write_pair
 
-# Runs that cost a minute and that several files look at.
-SHARED_RUNS = ("runs", "method_runs")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n`: tests of a file stay together, and so do those that share runs; what is long comes first."""
-    for item in items:
-        shared = [name for name in SHARED_RUNS if name in getattr(item, "fixturenames", ())]
-        group = shared[0] if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/train/"))
-
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
