@@ -257,6 +257,19 @@ def export(
             typer.echo(f"uploaded: {publish(folder, repository, private=not public)}")
 
 
+@app.command(epilog="Example: `genrecal lint runs/demo/build-fp16 --target jetson`")
+def lint(
+    build: Annotated[Path, typer.Argument(help="A build folder.")],
+    target: Annotated[
+        str | None, typer.Option(help="cpu, jetson or jetson-tensorrt; default: what the build is made for.")
+    ] = None,
+) -> None:
+    """Check that a device can run every node of a build where it belongs; exit code 5 where it cannot."""
+    from genrecal.export.linter import lint_build
+
+    lint_build(build, target)
+
+
 @app.command(
     epilog="Example: `genrecal pairs --teacher models/InternVL2_5-78B --student models/Qwen2-VL-7B-Instruct`"
 )

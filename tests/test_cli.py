@@ -46,6 +46,7 @@ OPTIONS = {
         "--push-student",
         "--public",
     },
+    "lint": {"--target"},
     "pairs": {"--teacher", "--student"},
     "ask": {
         "--max-new-tokens",

@@ -4,6 +4,9 @@
                                                                |
                 fp16 or int8 graphs -> measured in the same way +-> build
 
+Before a build appears, its target must be able to run every node of it (`linter.py`), and different images
+must give different answers (`image_dependence.py`).
+
 Structure and weights go separate ways (`onnx_graphs.py`), and the gate (`gate.py`) opens one graph at a time
 where a student is large, so the memory of an export is bounded. The layout belongs to `edge.build`.
 """
@@ -26,7 +29,7 @@ from genrecal.core.errors import BuildError
 from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
-from genrecal.export import gate, parity
+from genrecal.export import gate, image_dependence, linter, parity
 from genrecal.export.adapter import merge_adapter
 from genrecal.export.clients import OURS, adapt, require_client
 from genrecal.export.onnx_graphs import export_graphs
@@ -46,6 +49,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     },
 }
 PRECISIONS = (*SCHEMES, "int8")
+TARGET = "cpu"
 
 
 def export_run(
@@ -120,7 +124,7 @@ def export_student(
     Raises:
         ModelError: the folder holds no student that can be exported.
         BuildError: the export failed, its graphs are not the checkpoint's, an activation does not fit
-            float16, or `output` holds something else.
+            float16, the target cannot run a node, the build does not see, or `output` holds something else.
     """
     if precision not in PRECISIONS:
         raise BuildError(f"unknown precision '{precision}'", fix=f"Known: {', '.join(PRECISIONS)}")
@@ -148,12 +152,23 @@ def export_student(
             _write_settings(student_folder, processor, folder)
             meaning = _write_graphs(student_folder, fp32, folder, precision, expected.range)
             graphs = {graph: folder / name for graph, name in _files(precision).items()}
+            linter.require_placed(graphs, TARGET, where=student_folder)
+            _sign(folder, family, precision, provenance, meaning)
             if precision != "fp32":
-                _sign(folder, family, precision, provenance, meaning)
                 report[precision] = gate.compare(expected, folder, graphs)
                 gate.print_report(report)
+            console.print("export: asking about different images")
+            whole = expected.answers is not None
+            seen = (
+                image_dependence.measure_build(folder)
+                if whole
+                else image_dependence.measure_graphs(student_folder, processor, graphs)
+            )
+            image_dependence.require_seen(seen, where=student_folder)
             adapt(folder, _files(precision), client=client, family=family)
-            write_json(folder / layout.PARITY, gate.as_json(report, expected))
+            write_json(
+                folder / layout.PARITY, {**gate.as_json(report, expected), "image_dependence": asdict(seen)}
+            )
             size = sum(initializer_bytes(path) for path in graphs.values())
             card.write_build_card(
                 folder, provenance=provenance, precision=precision, weights_bytes=size, quantization=meaning
@@ -233,7 +248,7 @@ def _sign(
         kind=layout.KIND,
         family=family,
         precision=precision,
-        target="cpu",
+        target=TARGET,
         client=client,
         graphs=_files(precision),
         provenance=provenance,

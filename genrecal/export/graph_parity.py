@@ -127,6 +127,35 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
         raise BuildError(f"onnxruntime cannot load it ({line})", where=path) from error
 
 
+def first_logits(
+    session: onnxruntime.InferenceSession, embeds_SD: NDArray[np.float32], positions: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """logits_V of the decoder's graph for the first token of an answer to a prompt.
+
+    Args:
+        session: the decoder.
+        embeds_SD: of the prompt.
+        positions: as the graph takes them, [3, 1, S] or [1, S].
+    """
+    feed = {
+        "inputs_embeds": embeds_SD[None],
+        "attention_mask": np.ones((1, len(embeds_SD)), np.int64),
+        "position_ids": np.ascontiguousarray(positions),
+        "num_logits_to_keep": np.array(1, np.int64),
+    }
+    logits_V: NDArray[np.float32] = session.run(["logits"], {**feed, **_empty_past(session)})[0][0, 0]
+    return logits_V
+
+
+def _empty_past(session: onnxruntime.InferenceSession) -> dict[str, NDArray[Any]]:
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {
+        entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), types[entry.type])
+        for entry in session.get_inputs()
+        if entry.name.startswith("past_key_values.")
+    }
+
+
 def _features(references: Sequence[Reference], graphs: dict[str, Path]) -> list[NDArray[np.float32] | None]:
     return_freed_memory()
     session = open_graph(graphs[layout.VISION_ENCODER])
@@ -149,12 +178,7 @@ def _embeddings(references: Sequence[Reference], graphs: dict[str, Path]) -> lis
 
 def _forced_logits(session: onnxruntime.InferenceSession, reference: Reference) -> NDArray[np.float32]:
     """Logits_AV of the answer: the prompt first, then the answer's tokens behind its past."""
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    past = {
-        entry.name: np.zeros((1, entry.shape[1], 0, entry.shape[3]), types[entry.type])
-        for entry in session.get_inputs()
-        if entry.name.startswith("past_key_values.")
-    }
+    past = _empty_past(session)
     outputs = ["logits", *(name.replace("past_key_values", "present", 1) for name in past)]
     pieces = []
     end = len(reference.embeds_SD)
