@@ -24,7 +24,7 @@ COPY genrecal genrecal
 COPY edge edge
 COPY bench bench
 RUN DS_BUILD_OPS=0 pip install --no-cache-dir --constraint constraints.txt --no-build-isolation \
-        ".[train,track,export,edge,bench]"
+        ".[train,track,export,edge,serve,sign,bench]"
 
 # What NVIDIA's container runtime asks for.
 ENV NVIDIA_VISIBLE_DEVICES=all \

@@ -21,6 +21,8 @@ from genrecal.core.errors import ConfigError
 # Requests that may be connected beyond those with a place; they are told to come again.
 CONNECTIONS = 1024
 SHUTDOWN_S = 10
+# Longer than clients keep an idle connection: one that both ends close at once fails the request on it.
+KEEP_ALIVE_S = 75
 
 
 def warm_up(model: EdgeModel) -> None:
@@ -74,6 +76,7 @@ def serve(
         log_level="warning",
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     console.print(
         f"serve: model {json.dumps(name)} at {url_of(listening)}/v1, context up to "

@@ -61,6 +61,7 @@ def config(
             "data": {"sources": [{"path": "unread.json"}]},
             "relabel": {"batch": batch, "max_new_tokens": LENGTH, "keep_unended": keep_unended},
             "engine": {"zero_stage": 0, "precision": "fp32"},
+            "preflight": {"mode": "off"},  # no sources, and weights that nobody trained
         }
         | named
     )

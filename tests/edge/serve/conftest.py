@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from edge.model import EdgeModel
-from edge.serve.run import endpoint, warm_up
+from edge.serve.run import KEEP_ALIVE_S, endpoint, warm_up
 from edge.serve.settings import ServeSettings
 from edge.serve.worker import Worker
 
@@ -28,7 +28,12 @@ class Server:
         made = endpoint(model, settings, name=NAME)
         self.worker: Worker = made._worker
         config = uvicorn.Config(
-            made.app(), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5
+            made.app(),
+            host="127.0.0.1",
+            port=0,
+            log_level="error",
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
