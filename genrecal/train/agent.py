@@ -56,9 +56,10 @@ def run_agent(config: RunConfig, arguments: Sequence[str]) -> None:
             raise RankFailed(*what_ended(codes, first, asked=bool(signals))) from None
         except RendezvousError as error:
             raise TrainError(
-                f"the {config.launch.nodes} nodes did not meet ({' '.join(str(error).split())})",
+                f"the {config.launch.nodes} nodes did not meet, or the one that they meet at is gone"
+                f" ({' '.join(str(error).split())})",
                 where=config.launch.rendezvous,
-                fix="Does the same command run on every node, and is HOST one of them?",
+                fix="Does the same command run on every node, is HOST one of them, and is it up?",
             ) from None
 
 

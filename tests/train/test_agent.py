@@ -112,7 +112,9 @@ def test_a_node_that_dies_ends_the_other(nodes: tuple[Path, list[subprocess.Pope
     assert time.monotonic() - since < BOUND_S
     assert agents[alive].returncode == TrainError.exit_code
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
-    assert line.startswith(f"error: rank 1 on {os.uname().nodename} gave no sign of life for ")
+    silent = line.startswith(f"error: rank 1 on {os.uname().nodename} gave no sign of life for ")
+    # Where the store died with it, the agent may see that before its rank misses the other one.
+    assert silent or "or the one that they meet at is gone" in line
     assert psutil.wait_procs(ranks, timeout=10)[1] == []
 
 
