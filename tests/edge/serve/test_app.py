@@ -288,7 +288,7 @@ def test_a_client_that_leaves_ends_its_answer(serving: Serving) -> None:
 
 
 def test_the_time_of_a_request_ends(serving: Serving) -> None:
-    with serving(queue=4, timeout_s=0.4, max_new_tokens=3000) as server:
+    with serving(queue=4, timeout_s=0.6, max_new_tokens=3000) as server:
         began = time.monotonic()
         partial = server.client.chat.completions.create(model=NAME, messages=asking(QUESTION), **ENDLESS)
         assert partial.choices[0].finish_reason == "length"
