@@ -1,7 +1,7 @@
 """Stage 2 of a pair of real size: utilisation, tokens and memory, beside what the plan says of them.
 
     python -m benchmarks.real_size WORK                the paper's smallest pair's shapes, on a CUDA device
-    python -m benchmarks.real_size WORK --pair mid     benchmarks/plan.py's pair of 140M, on any machine
+    python -m benchmarks.real_size WORK --pair mid     the plan's pair of 140M, on any machine
 
 Weights are random, lengths are not: images and texts of many sizes, in micro-batches of neighbours in length
 as training makes them. FLOPs are counted sample by sample, so time that padding takes is booked for nothing.
@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from benchmarks.plan import CORPUS, PAIRS, Driver, write_inputs
+from benchmarks.plan.cases import CORPUS, PAIRS, write_inputs
+from benchmarks.plan.driver import Driver
 from genrecal.core.config import parse_config
 from genrecal.core.console import console
 from genrecal.core.files import write_json

@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.plan import ACCUMULATION, BASE, Driver, run_config, write_inputs
+from benchmarks.plan.cases import ACCUMULATION, BASE, run_config, write_inputs
+from benchmarks.plan.driver import Driver
 from genrecal.core.config import parse_config
 from genrecal.core.console import console
 from genrecal.core.files import write_json

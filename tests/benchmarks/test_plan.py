@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.plan import CASES, RESULTS, compare, predict, table
+from benchmarks.plan.cases import CASES, RESULTS
+from benchmarks.plan.predict import compare, predict, table
 from genrecal.core.files import read_json
 
 WITHIN = 0.15

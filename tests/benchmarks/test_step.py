@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.plan import ACCUMULATION
+from benchmarks.plan.cases import ACCUMULATION
 from benchmarks.step import RESULTS, ROUNDS, ratios
 from genrecal.core.files import read_json
 
