@@ -20,7 +20,8 @@ from PIL import Image
 from genrecal.core.files import atomic_folder, write_bytes, write_json, write_text
 from genrecal.demo.drawings import Layout, Split, compose, render
 from genrecal.demo.prompts import OPTION_LETTERS, Form, ask, choices_of, hint_for
-from genrecal.demo.questions import SKILLS, Question, questions_about
+from genrecal.demo.questions import Question, questions_about
+from genrecal.demo.skills import SKILLS
 
 # Kind of drawing -> its share of the images.
 SHARES = {

@@ -8,7 +8,8 @@ from bench.option_letters import infer_option
 from genrecal.core.types import DOMAINS
 from genrecal.demo.drawings import KINDS, Item, Layout, compose
 from genrecal.demo.prompts import FORMS, ask, choices_of, mmb_prompt, mmmu_choice_prompt, mmmu_open_prompt
-from genrecal.demo.questions import SKILLS, questions_about
+from genrecal.demo.questions import questions_about
+from genrecal.demo.skills import SKILLS
 
 ASKED_KINDS = [kind for kind in KINDS if kind != "mosaic"]
 
