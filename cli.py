@@ -4,14 +4,19 @@ and a machine without torch can run the commands that need none."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from genrecal.core.console import errors
 from genrecal.core.errors import ConfigError, GenrecalError
+
+if TYPE_CHECKING:
+    from edge.model import EdgeModel
 
 
 class OneLineErrors(TyperGroup):
@@ -107,11 +112,30 @@ TrustedKeys = Annotated[
 ]
 
 
-def check_threads(threads: int | None) -> None:
+def _opener(
+    build: Path,
+    device: str,
+    threads: int | None,
+    memory_gb: float | None,
+    manifest_sha256: str | None,
+    trusted_keys: list[Path] | None,
+) -> Callable[[], EdgeModel]:
+    """What opens a build as the options say, when its turn comes: other inputs are checked first."""
+    from edge.model import EdgeModel
+
     if threads is not None and threads > (os.cpu_count() or threads):
         raise ConfigError(
             f"{threads} are more than the {os.cpu_count()} cores of this machine", where="--threads"
         )
+    return partial(
+        EdgeModel.open,
+        build,
+        device=device,
+        threads=threads,
+        memory_bytes=None if memory_gb is None else int(memory_gb * 1e9),
+        manifest_sha256=manifest_sha256,
+        trusted_keys=trusted_keys or (),
+    )
 
 
 @app.command(
@@ -311,7 +335,6 @@ def ask(
     from edge.ask import read_arguments, typed_questions
 
     asked = read_arguments(words)
-    check_threads(threads)
     given = {
         "max_new_tokens": max_new_tokens,
         "seed": seed,
@@ -319,15 +342,10 @@ def ask(
         "do_sample": None if temperature is None else temperature > 0,
     }
     run(
-        build,
+        _opener(build, device, threads, memory, manifest_sha256, trusted_key),
         asked.images,
         typed_questions() if asked.question is None else [asked.question],
         as_json=json,
-        device=device,
-        threads=threads,
-        memory_gb=memory,
-        manifest_sha256=manifest_sha256,
-        trusted_keys=trusted_key or (),
         overrides={name: value for name, value in given.items() if value is not None},
     )
 
@@ -354,7 +372,6 @@ def serve(
     from edge.serve.run import serve as run
     from edge.serve.settings import ServeSettings
 
-    check_threads(threads)
     settings = ServeSettings(
         queue=queue,
         max_new_tokens=max_new_tokens,
@@ -362,17 +379,8 @@ def serve(
         max_pixels=int(max_pixels * 1e6),
         timeout_s=timeout,
     )
-    run(
-        build,
-        settings,
-        host=host,
-        port=port,
-        device=device,
-        threads=threads,
-        memory_gb=memory,
-        manifest_sha256=manifest_sha256,
-        trusted_keys=trusted_key or (),
-    )
+    opener = _opener(build, device, threads, memory, manifest_sha256, trusted_key)
+    run(opener, settings, name=build.resolve().name, host=host, port=port)
 
 
 @app.command(epilog="Example: `genrecal wheelhouse wheels --python 3.10 --extra edge`")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,11 @@ def read_arguments(words: Sequence[str]) -> Asked:
 
 
 def ask(
-    build: Path,
+    open_model: Callable[[], EdgeModel],
     images: Sequence[Path],
     questions: Iterable[str],
     *,
     as_json: bool,
-    device: str,
-    threads: int | None,
-    memory_gb: float | None,
-    manifest_sha256: str | None = None,
-    trusted_keys: Sequence[Path] = (),
     overrides: dict[str, Any],
 ) -> None:
     """Answer questions of one conversation that begins with `images`, each streamed to standard output.
@@ -75,16 +70,7 @@ def ask(
         DeviceError: this machine is no such device.
     """
     pictures: list[Part] = [open_image(path) for path in images]
-    memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
-    model = EdgeModel.open(
-        build,
-        device=device,
-        threads=threads,
-        memory_bytes=memory_bytes,
-        manifest_sha256=manifest_sha256,
-        trusted_keys=trusted_keys,
-    )
-    chat = Conversation(model)
+    chat = Conversation(open_model())
     for question in questions:
         stream = chat.stream(*pictures, question, **overrides)
         try:

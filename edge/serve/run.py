@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import uvicorn
 from PIL import Image
@@ -40,37 +39,19 @@ def endpoint(model: EdgeModel, settings: ServeSettings, *, name: str) -> Endpoin
 
 
 def serve(
-    build: Path,
-    settings: ServeSettings,
-    *,
-    host: str,
-    port: int,
-    device: str,
-    threads: int | None,
-    memory_gb: float | None,
-    manifest_sha256: str | None = None,
-    trusted_keys: Sequence[Path] = (),
+    open_model: Callable[[], EdgeModel], settings: ServeSettings, *, name: str, host: str, port: int
 ) -> None:
-    """Answer requests until the process is told to end.
+    """Answer requests for the model `name` until the process is told to end.
 
     Raises:
         ConfigError: the address cannot be listened at.
         BuildError: the build cannot be used.
         DeviceError: this machine is no such device.
     """
-    memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
     # A port that is taken is told before a large build is loaded; until it listens, clients are refused.
     listening = bound(host, port)
-    model = EdgeModel.open(
-        build,
-        device=device,
-        threads=threads,
-        memory_bytes=memory_bytes,
-        manifest_sha256=manifest_sha256,
-        trusted_keys=trusted_keys,
-    )
+    model = open_model()
     warm_up(model)
-    name = build.resolve().name
     config = uvicorn.Config(
         endpoint(model, settings, name=name).app(),
         log_level="warning",
