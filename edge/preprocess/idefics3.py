@@ -20,12 +20,12 @@ from edge.preprocess.picture import (
     Colours,
     Picture,
     read_colours,
+    read_errors,
     read_resample,
     resized,
     stacked,
     tiles_of,
     to_rgb,
-    unusable,
 )
 from genrecal.core.errors import BuildError
 
@@ -52,7 +52,7 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> Idefics3Preproc
     Raises:
         BuildError: a step is switched off or a value cannot be used.
     """
-    try:
+    with read_errors():
         vision = model["vision_config"]
         side = int(vision["image_size"]) // int(vision["patch_size"])
         settings = Idefics3Preprocessing(
@@ -63,8 +63,6 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> Idefics3Preproc
             resample=read_resample(config, Image.Resampling.LANCZOS),
             colours=read_colours(config, STANDARD, STANDARD),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise unusable(error) from None
     if min(settings.longest_edge, settings.tile, settings.tokens) <= 0:
         raise BuildError("sizes must be positive", where=WHERE)
     return settings

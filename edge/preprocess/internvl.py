@@ -20,12 +20,12 @@ from edge.preprocess.picture import (
     Colours,
     Picture,
     read_colours,
+    read_errors,
     read_resample,
     resized,
     stacked,
     tiles_of,
     to_rgb,
-    unusable,
 )
 from genrecal.core.errors import BuildError
 
@@ -54,7 +54,7 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> InternVLPreproc
         BuildError: a step is switched off or a value cannot be used.
     """
     size = config.get("size") or {}
-    try:
+    with read_errors():
         settings = InternVLPreprocessing(
             height=int(size.get("height", 384)),
             width=int(size.get("width", 384)),
@@ -64,8 +64,6 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> InternVLPreproc
             resample=read_resample(config, Image.Resampling.BICUBIC),
             colours=read_colours(config, CLIP_MEAN, CLIP_STD),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise unusable(error) from None
     smallest = min(settings.height, settings.width, settings.min_tiles, settings.tokens)
     if smallest <= 0 or settings.max_tiles < settings.min_tiles:
         raise BuildError("sizes and numbers of tiles must be positive", where=WHERE)

@@ -25,12 +25,12 @@ from edge.preprocess.picture import (
     Colours,
     Picture,
     read_colours,
+    read_errors,
     read_resample,
     resized,
     stacked,
     tiles_of,
     to_rgb,
-    unusable,
 )
 from genrecal.core.errors import BuildError
 
@@ -64,7 +64,7 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> LlavaOnevisionP
         BuildError: a step is switched off or a value cannot be used.
     """
     size = config.get("size") or {}
-    try:
+    with read_errors():
         vision = model["vision_config"]
         edge = size.get("shortest_edge", 384)
         found = re.search(r"(\d+)$", model.get("vision_aspect_ratio", "anyres_max_9"))
@@ -84,8 +84,6 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> LlavaOnevisionP
             resample=read_resample(config, Image.Resampling.BICUBIC),
             colours=read_colours(config, CLIP_MEAN, CLIP_STD),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise unusable(error) from None
     good = min(settings.height, settings.width, settings.side, settings.max_tiles) > 0 and all(
         height > 0 and width > 0 and height % settings.height == 0 and width % settings.width == 0
         for height, width in settings.resolutions

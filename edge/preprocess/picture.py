@@ -5,7 +5,8 @@ Shapes: H, W in pixels, C = 3 channels, T tiles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +61,12 @@ def read_colours(config: Mapping[str, Any], mean: Sequence[float], std: Sequence
             raise BuildError(
                 f"'{step}' is {config[step]}; only preprocessing with it is supported", where=WHERE
             )
-    try:
+    with read_errors():
         scale = float(config.get("rescale_factor", 1 / 255))
         mean_C, std_C = (
             np.array([float(value) for value in config.get(name) or default], np.float32)
             for name, default in (("image_mean", mean), ("image_std", std))
         )
-    except (TypeError, ValueError) as error:
-        raise unusable(error) from None
     if len(mean_C) != 3 or len(std_C) != 3 or not (std_C > 0).all():
         raise BuildError("sizes must be positive, mean and std have three values", where=WHERE)
     # Scaled in float64, normalised in float32: the processors' own order, so that the bits are equal. A
@@ -82,15 +81,18 @@ def read_resample(config: Mapping[str, Any], default: Image.Resampling) -> Image
     Raises:
         BuildError: pillow has no such filter.
     """
-    try:
+    with read_errors():
         return Image.Resampling(config.get("resample", default))
-    except ValueError as error:
-        raise unusable(error) from None
 
 
-def unusable(error: Exception) -> BuildError:
-    """What a setting of the wrong type or a missing one is told as."""
-    return BuildError(f"a value cannot be used ({type(error).__name__}: {error})", where=WHERE)
+@contextmanager
+def read_errors() -> Iterator[None]:
+    """A setting that is missing or of the wrong type becomes a `BuildError` that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        told = f"a value cannot be used ({type(error).__name__}: {error})"
+        raise BuildError(told, where=WHERE) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

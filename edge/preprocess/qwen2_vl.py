@@ -22,10 +22,10 @@ from edge.preprocess.picture import (
     Colours,
     Picture,
     read_colours,
+    read_errors,
     read_resample,
     resized,
     to_rgb,
-    unusable,
 )
 from genrecal.core.errors import BuildError, DataError
 from genrecal.core.images import MAX_ASPECT_RATIO
@@ -54,7 +54,7 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> Qwen2VLPreproce
         BuildError: a step is switched off or a value cannot be used.
     """
     size = config.get("size") or {}
-    try:
+    with read_errors():
         settings = Qwen2VLPreprocessing(
             patch=int(config.get("patch_size", 14)),
             merge=int(config.get("merge_size", 2)),
@@ -64,8 +64,6 @@ def read(config: Mapping[str, Any], model: Mapping[str, Any]) -> Qwen2VLPreproce
             resample=read_resample(config, Image.Resampling.BICUBIC),
             colours=read_colours(config, CLIP_MEAN, CLIP_STD),
         )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise unusable(error) from None
     if min(settings.patch, settings.merge, settings.frames, settings.min_pixels) <= 0:
         raise BuildError("sizes must be positive, mean and std have three values", where=WHERE)
     return settings
