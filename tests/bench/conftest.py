@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from bench.types import Query
@@ -14,31 +13,18 @@ from edge import build as layout
 from genrecal.core.files import write_json
 from genrecal.core.manifest import write_manifest
 from genrecal.export.onnx_graphs import export_graphs
-from genrecal.models.processors import load_model
 from tests.bench.tiny_sets import COLOURS, mmb_row, mmmu_row, mmvet_row, write_mmb, write_mmmu, write_mmvet
-from tests.tiny import TinyPair
-
-
-def sharpened(source: Path, target: Path) -> Path:
-    """A copy with larger weights: fresh ones are so small that no image and no padding would matter."""
-    shutil.copytree(source, target)
-    model = load_model(target, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(6.0)
-    model.save_pretrained(target)
-    return target
+from tests.tiny import TinyPair, sharpen
 
 
 @pytest.fixture(scope="session")
 def student_folder(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sharpened(tiny_pair.student, tmp_path_factory.mktemp("bench") / "student")
+    return sharpen(shutil.copytree(tiny_pair.student, tmp_path_factory.mktemp("bench") / "student"), 6.0)
 
 
 @pytest.fixture(scope="session")
 def teacher_folder(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sharpened(tiny_pair.teacher, tmp_path_factory.mktemp("bench") / "teacher")
+    return sharpen(shutil.copytree(tiny_pair.teacher, tmp_path_factory.mktemp("bench") / "teacher"), 6.0)
 
 
 @pytest.fixture(scope="session")

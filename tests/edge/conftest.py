@@ -20,7 +20,7 @@ from genrecal.core.manifest import write_manifest
 from genrecal.demo.pair import Qwen2VLShape, write_qwen2_vl
 from genrecal.export.onnx_graphs import export_graphs
 from genrecal.models.processors import load_model, load_processor
-from tests.tiny import CORPUS
+from tests.tiny import CORPUS, sharpen
 
 SHAPE = Qwen2VLShape(
     vocabulary=330,
@@ -49,14 +49,7 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edge") / "student"
     write_qwen2_vl(folder, CORPUS, shape=SHAPE, seed=5)
-    # Fresh weights are so small that attention is nearly uniform and no wrong position would show.
-    model = load_model(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(6.0)
-    model.save_pretrained(folder)
-    return folder
+    return sharpen(folder, 6.0)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from genrecal.demo.pair import Qwen2VLShape, write_qwen2_vl
 from genrecal.export.onnx_graphs import export_graphs
 from genrecal.models.processors import load_model, load_processor
+from tests.tiny import sharpen
 
 CORPUS = ("how many circles are in the image", "the answer is three red squares", "name the tallest bar") * 8
 
@@ -19,14 +20,7 @@ CORPUS = ("how many circles are in the image", "the answer is three red squares"
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student") / "student"
     write_qwen2_vl(folder, CORPUS, shape=Qwen2VLShape(), seed=3)
-    # Fresh weights are so small that attention is nearly uniform and no wrong position would show.
-    model = load_model(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(4.0)
-    model.save_pretrained(folder)
-    return folder
+    return sharpen(folder, 4.0)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from genrecal.export.onnx_graphs import export_graphs
 from genrecal.export.reference import Reference, reference_of
 from genrecal.models.processors import load_model, load_processor
 from tests.families import noise
+from tests.tiny import sharpen
 
 TOLERANCE = 2e-5
 # Beside model_types: InternVL with another language model.
@@ -35,14 +37,7 @@ def strong(
 ) -> Path:
     """The family's tiny VLM with larger weights: attention is not uniform, so wrong places show."""
     source, folder = family_folders[request.param], tmp_path_factory.mktemp("strong") / request.param
-    model = load_model(source, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(3.0)
-    model.save_pretrained(folder)
-    load_processor(source).save_pretrained(folder)
-    return folder
+    return sharpen(shutil.copytree(source, folder), 3.0)
 
 
 @pytest.fixture(scope="module")
