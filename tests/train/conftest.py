@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,16 @@ def folder_hash(folder: Path, *, without: str | None = None) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != without):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    """This process is a process group of its own, for what asks all ranks."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from genrecal.data.batch import PairedBatch
 from genrecal.data.pair import PairReader
@@ -27,14 +25,9 @@ from genrecal.train.teacher_store import ShardWriter, TeacherStore, question_key
 from tests.tiny import TinyData, TinyPair, write_data
 from tests.train.cache_parts import cached_config, mixture_of
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 ROWS = (0, 4, 1, 7, 2)  # one, two and no images; two turns; answers of different lengths
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

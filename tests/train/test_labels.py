@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from genrecal.core.errors import DataError, GenrecalError
 from genrecal.core.images import open_image
@@ -24,16 +22,11 @@ from genrecal.train.labels import Labels, Relabelled, label_key, teacher_labels
 from genrecal.train.settings import RunConfig
 from tests.tiny import TinyData, TinyPair
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 LENGTH = 6
 JOURNAL = "labels-journal/rank-0.jsonl"
 TABLE = ("keys.npy", "offsets.npy", "answers.bin")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

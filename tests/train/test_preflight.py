@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 
 from genrecal.core.errors import TrainError
@@ -31,16 +30,11 @@ from genrecal.train.stages import METHODS
 from tests.tiny import CORPUS
 from tests.train.conftest import ROOT, WriteConfig, as_one_rank, drive, environment
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 MODELS = ROOT / "benchmarks" / "models"
 TEACHER, STUDENT = MODELS / "strong" / "student", MODELS / "student" / "student"
 SAMPLES = 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

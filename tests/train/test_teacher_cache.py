@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 
 from genrecal.core.errors import ConfigError, DataError, TrainError
@@ -26,14 +24,9 @@ from genrecal.train.teacher_store import SHARDS, finished_shards, question_key, 
 from tests.tiny import TinyData, TinyPair, write_data
 from tests.train.cache_parts import cached_config, live_features, mixture_of
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 SAMPLES = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
