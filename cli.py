@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from genrecal import __version__
 from genrecal.core.console import errors
 from genrecal.core.errors import ConfigError, GenrecalError
 
@@ -88,6 +89,20 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look after training and test data.")
 app.add_typer(data_app, name="data")
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"genrecal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None: ...
+
 
 Overrides = Annotated[
     list[str] | None,

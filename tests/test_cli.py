@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,11 @@ def test_every_command_has_help_with_an_example() -> None:
         result = runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200"})
         assert result.exit_code == 0
         assert f"genrecal {command}" in result.output.split("Example")[1]
+
+
+def test_the_version_is_the_package_s() -> None:
+    result = runner.invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"genrecal {version('genrecal')}\n")
 
 
 def test_no_option_comes_or_goes_unnoticed() -> None:
