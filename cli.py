@@ -7,17 +7,13 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from genrecal import __version__
 from genrecal.core.console import errors
 from genrecal.core.errors import ConfigError, GenrecalError
-
-if TYPE_CHECKING:
-    from edge.model import EdgeModel
 
 
 class OneLineErrors(TyperGroup):
@@ -90,7 +86,10 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look after training and test data.")
 app.add_typer(data_app, name="data")
 
+
 def _version(asked: bool) -> None:
+    from genrecal import __version__
+
     if asked:
         typer.echo(f"genrecal {__version__}")
         raise typer.Exit
@@ -134,7 +133,7 @@ def _opener(
     memory_gb: float | None,
     manifest_sha256: str | None,
     trusted_keys: list[Path] | None,
-) -> Callable[[], EdgeModel]:
+) -> Callable[[], Any]:
     """What opens a build as the options say, when its turn comes: other inputs are checked first."""
     from edge.model import EdgeModel
 

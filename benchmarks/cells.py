@@ -26,8 +26,8 @@ from genrecal.core.files import atomic_folder, read_json, sha256_bytes, write_js
 from genrecal.core.manifest import installed_versions
 from genrecal.data.llava import read_llava
 from genrecal.data.pair import SharedTokens
+from genrecal.train.label_store import Labels
 from genrecal.train.labels import FOLDER as LABELS
-from genrecal.train.labels import Labels
 from genrecal.train.run import CONFIG, METRICS, check_run, run_method
 from genrecal.train.settings import RunConfig
 from genrecal.train.stages import METHODS, STAGES

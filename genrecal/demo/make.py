@@ -19,7 +19,7 @@ from genrecal.demo.datasets import TestSets, corpus, write_test_sets, write_trai
 from genrecal.demo.encoders import WarmEncoder, warm_encoder
 from genrecal.demo.pair import InternVLShape, Qwen2VLShape, write_internvl, write_qwen2_vl
 from genrecal.demo.settings import REGIMES, DemoConfig
-from genrecal.train.labels import Labels
+from genrecal.train.label_store import Labels
 from genrecal.train.launch import distill
 from genrecal.train.settings import RunConfig
 from genrecal.train.stages import StageConfig

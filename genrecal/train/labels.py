@@ -3,15 +3,13 @@
     RUN/labels-journal/rank-0.jsonl …      {"key", "answer"} as they come; a killed run goes on behind them
     RUN/labels/keys.npy, offsets.npy, answers.bin, manifest.json      all of them, sorted; the manifest last
 
-An answer belongs to what was asked: its key is a digest of the images' names and the turns before it. So rows
-may come in any order, and equal questions share an answer. Answers are greedy: the labels are a function of
+Answers are greedy: the labels are a function of
 teacher and data. A sample that the teacher answers with nothing, or with more than `relabel.max_new_tokens`,
 keeps its given answer: a student that learned a cut one would learn to stop in the middle (`keep_unended`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,59 +21,21 @@ import torch
 import torch.distributed as dist
 
 from genrecal.core.console import console, progress
-from genrecal.core.errors import DataError
-from genrecal.core.files import atomic_folder
-from genrecal.core.manifest import NAME, verify_manifest, write_manifest
+from genrecal.core.manifest import NAME
 from genrecal.core.types import Sample, Turn
-from genrecal.data.inputs import Prompt, answer_form, blank_prompt, join_vision
 from genrecal.data.mixture import Mixture
 from genrecal.data.order import Part
-from genrecal.data.pair import PairReader, open_images, question_prompt
-from genrecal.models.families import family_of
+from genrecal.data.pair import PairReader
 from genrecal.models.processors import load_model, load_processor
 from genrecal.train.engine import DTYPES, device, engine_config, generating, loading_for
+from genrecal.train.greedy import greedy_answers
+from genrecal.train.label_store import Labels, end_last_line, journal_rows, label_key, write_labels
 from genrecal.train.preflight import check
 from genrecal.train.preflight_samples import Seat, teacher_name
-from genrecal.train.settings import RelabelConfig, RunConfig
+from genrecal.train.settings import RunConfig
 from genrecal.train.stages import StageConfig
 
 FOLDER = "labels"
-
-
-def label_key(sample: Sample) -> int:
-    """64 bits of what is asked: the images' names and the turns before the answer."""
-    asked = [str(image) for image in sample.images] + [turn.text for turn in sample.turns[:-1]]
-    return int.from_bytes(hashlib.sha256(json.dumps(asked).encode()).digest()[:8], "little")
-
-
-class Labels:
-    """The labels in a folder, looked up on disk: millions of answers take no memory."""
-
-    def __init__(self, folder: Path) -> None:
-        verify_manifest(folder, kind="labels")
-        self.folder = folder
-        self.keys = np.load(folder / "keys.npy", mmap_mode="r")
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        self.text = np.memmap(folder / "answers.bin", dtype=np.uint8, mode="r")
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def answer(self, sample: Sample) -> str:
-        """The teacher's answer to what `sample` asks; empty where it had none.
-
-        Raises:
-            DataError: the labels were made for other data.
-        """
-        key = np.uint64(label_key(sample))
-        place = int(np.searchsorted(self.keys, key))
-        if place == len(self.keys) or self.keys[place] != key:
-            raise DataError(
-                f"has no label for sample '{sample.id}' of {sample.source}",
-                where=self.folder,
-                fix="The data changed since the teacher answered it: delete this folder",
-            )
-        return bytes(self.text[self.offsets[place] : self.offsets[place + 1]]).decode()
 
 
 class Relabelled(Sequence[Sample]):
@@ -127,7 +87,7 @@ def teacher_labels(config: RunConfig, samples: Mixture) -> Labels:
             _generate(config, samples, place, journals)
         dist.barrier()
         if dist.get_rank() == 0:
-            answered = _write(folder, journals)
+            answered = write_labels(folder, journals)
             console.print(
                 f"labels: {answered:,} questions answered by the teacher; the others, with empty or unended"
                 " answers, keep the given ones"
@@ -139,10 +99,10 @@ def teacher_labels(config: RunConfig, samples: Mixture) -> Labels:
 def _generate(config: RunConfig, samples: Mixture, place: int, journals: Path) -> None:
     """This rank's share of one teacher's answers, appended to its journal."""
     source, batch = config.sources[place], config.relabel.batch
-    done = {row["key"] for journal in journals.glob("*.jsonl") for row in _rows(journal)}
+    done = {row["key"] for journal in journals.glob("*.jsonl") for row in journal_rows(journal)}
     dist.barrier()  # every rank has read the journals before one writes
     rank = dist.get_rank()
-    _end_last_line(journals / f"rank-{rank}.jsonl")
+    end_last_line(journals / f"rank-{rank}.jsonl")
     mine = [
         index
         for index in range(rank, len(samples), dist.get_world_size())
@@ -171,7 +131,7 @@ def _generate(config: RunConfig, samples: Mixture, place: int, journals: Path) -
         for number in range(int(most)):
             # Under ZeRO-3 a rank without samples left generates along: weights are gathered from all.
             rows = [samples[index] for index in (batches[number] if number < len(batches) else [0])]
-            answers = _answers(
+            answers = greedy_answers(
                 teacher,
                 processor,
                 rows,
@@ -218,115 +178,3 @@ def _teacher_of(sample: Sample, config: RunConfig) -> int | None:
         if source.domains is None or sample.domain in source.domains
     )
     return next(serving, None)
-
-
-def _prompt(sample: Sample, processor: Any, *, skips: bool) -> Prompt | None:
-    """What the teacher is asked; None where it cannot be read: the stage that meets it leaves it out, too."""
-    try:
-        return question_prompt(sample, processor, open_images(sample))
-    except DataError:
-        if not skips:
-            raise
-        return None
-
-
-def _answers(
-    model: Any,
-    processor: Any,
-    samples: Sequence[Sample],
-    settings: RelabelConfig,
-    *,
-    together: bool,
-    skips: bool = False,
-) -> list[str]:
-    """Greedy answers, padded on the left so that all begin in the same column; empty where one is not kept.
-
-    With `together` all ranks run the same modules, as they need each other's weights: the vision encoder too,
-    and they write on until the last one is done. With `skips`, a sample that cannot be read has no answer.
-    """
-    blank = blank_prompt(processor)
-    found = [_prompt(sample, processor, skips=skips) for sample in samples]
-    prompts = [prompt or blank for prompt in found]
-    masks = [torch.ones_like(prompt.ids) for prompt in prompts]
-    if together and not any(prompt.vision for prompt in prompts):
-        place = min(range(len(prompts)), key=lambda row: len(prompts[row].ids))
-        masks[place] = torch.cat([torch.zeros_like(blank.ids), masks[place]])
-        prompts[place] = _behind(blank, prompts[place])
-    tokenizer = processor.tokenizer
-    longest = max(len(prompt.ids) for prompt in prompts)
-
-    def pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-        return torch.stack(
-            [torch.nn.functional.pad(row, (longest - len(row), 0), value=value) for row in rows]
-        ).to(device())
-
-    ids_BS = pad([prompt.ids for prompt in prompts], tokenizer.pad_token_id)
-    extras = {
-        name: pad([prompt.token_inputs[name] for prompt in prompts], 0)
-        for name in family_of(model.config).token_inputs
-    }
-    vision = {
-        name: value.to(device(), model.dtype) if value.is_floating_point() else value.to(device())
-        for name, value in join_vision([prompt.vision for prompt in prompts]).items()
-    }
-    end_id = answer_form(processor).end_id
-    with torch.no_grad():
-        written_BN = model.generate(
-            input_ids=ids_BS,
-            attention_mask=pad(masks, 0),
-            do_sample=False,
-            max_new_tokens=settings.max_new_tokens,
-            eos_token_id=end_id,
-            pad_token_id=tokenizer.pad_token_id,
-            synced_gpus=together and dist.get_world_size() > 1,
-            **extras,
-            **vision,
-        )
-    answers_BN = written_BN[:, longest:]
-    texts = tokenizer.batch_decode(answers_BN, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    kept_B = ((answers_BN == end_id).any(1) | settings.keep_unended).tolist()
-    return [
-        text.strip() if kept and prompt else ""
-        for text, kept, prompt in zip(texts, kept_B, found, strict=True)
-    ]
-
-
-def _behind(blank: Prompt, prompt: Prompt) -> Prompt:
-    """A prompt of text alone behind a blank image, which no mask shows."""
-    inputs = {
-        name: torch.cat([blank.token_inputs[name], value]) for name, value in prompt.token_inputs.items()
-    }
-    return Prompt(ids=torch.cat([blank.ids, prompt.ids]), token_inputs=inputs, vision=blank.vision)
-
-
-def _end_last_line(journal: Path) -> None:
-    """A line that a kill cut off stands alone, so that the next one is whole."""
-    if journal.is_file() and not journal.read_bytes().endswith(b"\n"):
-        with journal.open("a", encoding="utf-8") as stream:
-            stream.write("\n")
-
-
-def _rows(journal: Path) -> list[dict[str, Any]]:
-    """The journal's rows; a kill can cut the last one off."""
-    rows = []
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def _write(folder: Path, journals: Path) -> int:
-    """The journals as one sorted table; returns the number of answers in it."""
-    answers = {
-        row["key"]: row["answer"] for journal in sorted(journals.glob("*.jsonl")) for row in _rows(journal)
-    }
-    keys = sorted(answers)
-    texts = [answers[key].encode() for key in keys]
-    with atomic_folder(folder) as temporary:
-        np.save(temporary / "keys.npy", np.array(keys, dtype=np.uint64))
-        np.save(temporary / "offsets.npy", np.cumsum([0, *map(len, texts)], dtype=np.int64))
-        (temporary / "answers.bin").write_bytes(b"".join(texts) or b"\0")
-        write_manifest(temporary, kind="labels", questions=len(keys))
-    return sum(map(bool, texts))

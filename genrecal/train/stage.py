@@ -35,7 +35,8 @@ from genrecal.train.artifacts import save_stage
 from genrecal.train.engine import DTYPES, device, engine_config, frozen_fingerprint, start
 from genrecal.train.features import recalibrated_features
 from genrecal.train.feed import padding, readable
-from genrecal.train.labels import Labels, Relabelled
+from genrecal.train.label_store import Labels
+from genrecal.train.labels import Relabelled
 from genrecal.train.loop import StageRun, train
 from genrecal.train.pairing import comparison_settings
 from genrecal.train.points import stage_points

@@ -23,7 +23,7 @@ from genrecal.core.types import Sample
 from genrecal.data.mixture import SourceConfig, read_mixture
 from genrecal.data.order import step_indices
 from genrecal.models.processors import load_model, load_processor
-from genrecal.train.labels import _answers as label_answers
+from genrecal.train.greedy import greedy_answers
 from genrecal.train.settings import RelabelConfig
 from genrecal.train.stages import STAGES
 from tests.families import NAMES
@@ -189,7 +189,7 @@ def test_answers_of_text_do_not_see_the_blank_image(tiny_pair: TinyPair, plan: P
     settings = RelabelConfig(max_new_tokens=6, keep_unended=True)
 
     def answers(rows: list[Sample], *, together: bool, skips: bool = True) -> list[str]:
-        return label_answers(model, processor, rows, settings, together=together, skips=skips)
+        return greedy_answers(model, processor, rows, settings, together=together, skips=skips)
 
     alone = answers(text, together=False)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

@@ -18,7 +18,8 @@ from genrecal.data.inputs import encode_prompt
 from genrecal.data.llava import read_llava
 from genrecal.data.pair import chat_messages
 from genrecal.models.processors import load_model, load_processor
-from genrecal.train.labels import Labels, Relabelled, label_key, teacher_labels
+from genrecal.train.label_store import Labels, label_key
+from genrecal.train.labels import Relabelled, teacher_labels
 from genrecal.train.settings import RunConfig
 from tests.tiny import TinyData, TinyPair
 

@@ -12,7 +12,7 @@ from genrecal.core.manifest import read_manifest, verify_manifest
 from genrecal.data.llava import read_llava
 from genrecal.models.families import family_of, segment_of
 from genrecal.models.processors import load_model, load_processor
-from genrecal.train.labels import Labels
+from genrecal.train.label_store import Labels
 from genrecal.train.stages import METHODS, STAGES
 from tests.kin import Kin
 from tests.tiny import TinyData, TinyPair
