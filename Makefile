@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 # No run of this Makefile asks a model hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-full setup lint clean
+.PHONY: demo test test-train test-rest test-full setup lint clean
 
 demo: setup
 	$(BIN)/genrecal demo $(DEMO_ARGS)
@@ -25,7 +25,14 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-train test-rest
+
+# About half of the time each; both in one process with `pytest`.
+test-train: setup
+	$(BIN)/python -m pytest tests/train
+
+test-rest: setup
+	$(BIN)/python -m pytest tests --ignore tests/train
 
 test-full: setup
 	$(BIN)/python -m pytest -m ""

@@ -25,7 +25,13 @@ from tests.edge.conftest import write_build
 
 QUERIES = parity.default_queries()[:1]
 # The families that differ: grids and three axes, tiles, tiles with a mask, tiles with a size.
-FAMILIES = ("internvl", "llava_onevision", "qwen2_5_vl", "smolvlm")
+FAMILIES = (
+    "internvl",
+    *(pytest.param(name, marks=pytest.mark.full) for name in ("llava_onevision", "qwen2_5_vl", "smolvlm")),
+)
+BY_SIZE = pytest.mark.parametrize(
+    "whole", [True, pytest.param(False, marks=pytest.mark.full)], ids=["whole", "graph by graph"]
+)
 Surgery = Callable[[onnx.GraphProto], None]
 
 
@@ -110,7 +116,9 @@ def test_every_family_sees(family_folders: dict[str, Path], tmp_path: Path, name
     assert apart.logits == pytest.approx(whole.logits, rel=0.02)
 
 
-@pytest.mark.parametrize("surgery", [black_pixels, drowned_features, last_product])
+@pytest.mark.parametrize(
+    "surgery", [black_pixels, drowned_features, pytest.param(last_product, marks=pytest.mark.full)]
+)
 def test_a_blind_vision_encoder_is_named(
     build: Path, student_folder: Path, tmp_path: Path, surgery: Surgery
 ) -> None:
@@ -143,7 +151,7 @@ def test_other_embeddings_of_text_do_not_matter(build: Path, tmp_path: Path) -> 
     require_seen(found, where=tmp_path)
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "graph by graph"])
+@BY_SIZE
 def test_an_export_asks_and_reports(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
@@ -153,7 +161,7 @@ def test_an_export_asks_and_reports(
     assert found["logits"] > 100 * found["threshold"] > 0 and found["images"] == list(probes())
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "graph by graph"])
+@BY_SIZE
 def test_an_export_that_does_not_see_leaves_no_build(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:

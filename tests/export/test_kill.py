@@ -46,7 +46,7 @@ def check(output: Path, *, replaced: bool) -> None:
         assert open_build(old).precision == "fp32"
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("points", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_at_random_points(student_folder: Path, tmp_path: Path, points: int) -> None:
     older = tmp_path / "older"
     process, begin = start(student_folder, older), time.monotonic()
