@@ -472,6 +472,13 @@ def bench(
     mmb: Annotated[Path | None, typer.Option(help="MMBench's TSV.")] = None,
     mmmu: Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")] = None,
     mm_vet: Annotated[Path | None, typer.Option("--mm-vet", help="MM-Vet's folder or mm-vet.json.")] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="Another benchmark and its files (docs/scoring.md); repeatable."
+        ),
+    ] = None,
+    compat: Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")] = "official",
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Result folder; default: SUBJECT-bench.")] = None,
     greedy: Annotated[bool, typer.Option(help="Greedy answers instead of the model's own settings.")] = False,
@@ -487,12 +494,12 @@ def bench(
     manifest_sha256: Pin = None,
     trusted_key: TrustedKeys = None,
 ) -> None:
-    """Score a checkpoint or a build on MMB, MMMU and MM-Vet, and measure its speed, memory and size."""
-    from bench.run import bench_command
+    """Score a checkpoint or a build on benchmarks, and measure its speed, memory and size."""
+    from bench.run import bench_command, named_sets
 
     bench_command(
         subject,
-        sets={name: path for name, path in (("mmb", mmb), ("mmmu", mmmu), ("mmvet", mm_vet)) if path},
+        sets=named_sets({"mmb": mmb, "mmmu": mmmu, "mmvet": mm_vet}, test or ()),
         output=output or subject.parent / f"{subject.name}-bench",
         device=device,
         greedy=greedy,
@@ -501,6 +508,7 @@ def bench(
         judge_model=judge_model,
         judge_prompt=judge_prompt,
         judge_runs=judge_runs,
+        compat=compat,
         timed_queries=timed,
         limit=limit,
         manifest_sha256=manifest_sha256,
@@ -548,7 +556,8 @@ def check(
         list[Path], typer.Argument(help="Training data in any format, or a config (YAML) for its `data`.")
     ],
     test: Annotated[
-        list[Path] | None, typer.Option(help="Test sets: TSV, parquet, a folder, or LLaVA JSON.")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH", help="Test sets: a benchmark's files, or LLaVA JSON."),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Where training image paths start; default: beside each file.")
@@ -561,14 +570,18 @@ def check(
     workers: Annotated[int, typer.Option(min=1, help="Processes that open images.")] = 1,
 ) -> None:
     """Count what is in training data, name its bad rows, and look for the test sets in it."""
-    from bench.images import set_questions
+    from bench.images import named_set, set_questions
     from genrecal.data.census_report import check_data
     from genrecal.data.overlap import TestIndex
     from genrecal.data.source import named_sources
 
     check_data(
         named_sources(training, images=images),
-        tests=TestIndex(question for path in test for question in set_questions(path)) if test else None,
+        tests=TestIndex(
+            question for name, path in map(named_set, test) for question in set_questions(path, task=name)
+        )
+        if test
+        else None,
         workers=workers,
         json_file=json,
         bad_file=bad,

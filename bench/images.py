@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from bench import mmbench, mmmu, mmvet
-from bench.circular import is_main
+from bench.prompt_parts import option_lines
+from bench.sets import mmbench
+from bench.task import Row
+from bench.tasks import TASKS, task_named
 from genrecal.core.errors import DataError
 from genrecal.core.files import read_json
 from genrecal.core.images import open_image
@@ -25,29 +27,54 @@ class SetQuestion:
     images: Mapping[str, Path | bytes]  # a name that finds the image again -> path or encoded bytes
 
 
-def set_questions(path: Path) -> Iterator[SetQuestion]:
+def set_questions(path: Path, *, task: str | None = None) -> Iterator[SetQuestion]:
     """Every question of a test set.
 
     Args:
-        path: MMBench's TSV, MMMU's parquet file or folder, MM-Vet's JSON or folder, or LLaVA conversations.
+        path: the benchmark's files; without `task`: MMBench's TSV, MMMU's parquet file or folder, MM-Vet's
+            JSON or folder, or LLaVA conversations.
+        task: the benchmark's name in bench/tasks.py.
 
     Raises:
         DataError: it is none of them, or cannot be used.
+        BenchError: no benchmark is of that name.
     """
     if not path.exists():
         raise DataError("no such test set", where=path)
-    if path.suffix == ".tsv":
-        yield from _of_mmbench(path)
+    if task is not None:
+        yield from questions_of(task_named(task).load(path), where=str(path))
+    elif path.suffix == ".tsv":
+        yield from questions_of(mmbench.load(path), where=str(path))
     elif path.suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None)):
-        yield from _of_mmmu(path)
+        yield from questions_of(TASKS["mmmu"].load(path), where=str(path))
     elif path.is_dir() or (path.suffix == ".json" and isinstance(read_json(path), dict)):
-        for question in mmvet.load(path):
-            images = {str(question.image): question.image}
-            yield SetQuestion(name=f"{path}, {question.id}", texts=(question.question,), images=images)
+        yield from questions_of(TASKS["mmvet"].load(path), where=str(path))
     elif path.suffix == ".json":
         yield from _of_conversations(path)
     else:
         raise DataError("is no test set", where=path, fix="Name a TSV, a parquet file, a JSON or a folder")
+
+
+def named_set(argument: str) -> tuple[str | None, Path]:
+    """NAME=PATH as a benchmark and its files; a path alone leaves the benchmark open."""
+    name, mark, path = argument.partition("=")
+    return (name, Path(path)) if mark and name in TASKS else (None, Path(argument))
+
+
+def questions_of(rows: Iterable[Row], *, where: str) -> Iterator[SetQuestion]:
+    """Each question of a benchmark once, whatever rotations it has."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.question_id in seen:
+            continue
+        seen.add(row.question_id)
+        name = f"{where}, {row.id}"
+        images = {
+            str(source) if isinstance(source, Path) else f"{name}, image {number}": source
+            for number, source in row.images.items()
+        }
+        whole = (f"{row.question}\n{option_lines(row.options)}",) if row.options else ()
+        yield SetQuestion(name=name, texts=(row.question, *whole), images=images)
 
 
 def set_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
@@ -62,26 +89,6 @@ def set_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
             if name not in seen:
                 seen.add(name)
                 yield name, open_image(source, name=name)
-
-
-def _of_mmbench(path: Path) -> Iterator[SetQuestion]:
-    for row in mmbench.load(path):
-        if is_main(row.index):
-            where = f"{path}, row {row.index}"
-            images = {f"{where}, image {number}": data for number, data in enumerate(row.images, start=1)}
-            yield SetQuestion(name=where, texts=_with_options(row.question, row.options), images=images)
-
-
-def _of_mmmu(path: Path) -> Iterator[SetQuestion]:
-    for question in mmmu.load(path):
-        where = f"{path}, {question.id}"
-        images = {f"{where}, image_{number}": data for number, data in question.images.items()}
-        yield SetQuestion(name=where, texts=_with_options(question.question, question.options), images=images)
-
-
-def _with_options(question: str, options: Mapping[str, str]) -> tuple[str, ...]:
-    lines = [f"{letter}. {text}" for letter, text in options.items()]
-    return (question, "\n".join([question, *lines])) if lines else (question,)
 
 
 def _of_conversations(path: Path) -> Iterator[SetQuestion]:

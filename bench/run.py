@@ -12,25 +12,25 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from bench import mmbench, mmmu, mmvet
 from bench.journal import append_lines, read_lines
 from bench.judge import Judge, OfflineJudge
 from bench.llm_judge import PROMPT, LLMJudge, endpoint_from, read_prompt
 from bench.part import part_of
 from bench.perf import Perf, measure
 from bench.report import Report, Result, print_reports, write_markdown
+from bench.scoring import require_unique, score, template_sha256
 from bench.stats import bootstrap_interval
 from bench.subject import open_subject, spec_to_json
-from bench.types import Answer, Query, Score, Subject, SubjectSpec
+from bench.task import OFFICIAL, Choices, Row, Task
+from bench.tasks import TASKS, task_named
+from bench.types import Answer, Query, Subject, SubjectSpec
 from genrecal.core.console import console, progress
 from genrecal.core.errors import BenchError
-from genrecal.core.files import sha256_bytes, write_json
+from genrecal.core.files import sha256_file, write_json
 from genrecal.core.manifest import installed_versions
 
-BENCHMARKS: dict[str, ModuleType] = {"mmb": mmbench, "mmmu": mmmu, "mmvet": mmvet}
 NAME = "bench.json"
 TABLE = "bench.md"
 TIMED_QUERIES = 12
@@ -44,6 +44,7 @@ def run_bench(
     judge: Judge | None = None,
     judge_runs: int = 1,
     official_random: bool = False,
+    compat: str = OFFICIAL,
     timed_queries: int = TIMED_QUERIES,
     limit: int | None = None,
     seed: int = 0,
@@ -53,11 +54,12 @@ def run_bench(
 
     Args:
         subject: what `open_subject` gave.
-        sets: "mmb" (a TSV), "mmmu" (a parquet file or a folder of them), "mmvet" (mm-vet.json or its folder).
+        sets: name of a benchmark (bench/tasks.py) -> its files.
         output: the folder of this subject's answers and results.
         judge: grades MM-Vet's answers; None: the offline judge.
         judge_runs: gradings of MM-Vet that are averaged.
         official_random: draw MMMU's answers that cannot be parsed, as the official script does.
+        compat: whose rule scores: official, vlmevalkit or lmms.
         timed_queries: of the queries with the longest answers, for latency and speed; 0 leaves them out.
         limit: questions of each set at the most, evenly spaced; None: all.
         seed: of the bootstrap.
@@ -66,32 +68,38 @@ def run_bench(
     Raises:
         BenchError, DataError: a set cannot be used, or `output` holds answers of another run.
     """
-    _check_sets(sets)
+    tasks = _tasks_of(sets, compat)
     if judge_runs < 1:
         raise BenchError(f"{judge_runs} judge runs", where="bench", fix="Ask for one or more")
-    judge = judge or OfflineJudge()
+    choices = Choices(
+        compat=compat,
+        judge=judge or OfflineJudge(),
+        judge_runs=judge_runs,
+        official_random=official_random,
+    )
     # Every set is read before the first answer, so that a bad file shows at once.
-    questions: dict[str, Sequence[Any]] = {
-        name: part_of(name, BENCHMARKS[name].load(sets[name]), limit) for name in BENCHMARKS if name in sets
-    }
+    questions = {name: part_of(task.load(sets[name]), limit) for name, task in tasks.items()}
     versions = installed_versions()
     results: dict[str, Result] = {}
-    timed: list[tuple[int, str, Any]] = []
+    timed: list[tuple[int, str, Row]] = []
     for name, of_set in questions.items():
-        prompt_sha256 = sha256_bytes(BENCHMARKS[name].PROMPT_TEMPLATE.encode())
+        task = tasks[name]
+        prompt_sha256 = template_sha256(task)
         data_sha256 = digest(of_set)
         answers = _answer_all(
             subject,
-            name,
+            task,
             of_set,
             journal_of(output, name),
             header={"subject": subject.fingerprint, "prompt": prompt_sha256, "data": data_sha256},
             quiet=quiet,
         )
-        score = _score(name, of_set, answers, judge, judge_runs, official_random)
+        replies = {row: answer.text for row, answer in answers.items()}
+        generation = "greedy" if subject.spec.greedy else "model"
+        scored = score(task, of_set, replies, choices, generation=generation)
         results[name] = Result(
-            score=score,
-            interval=bootstrap_interval(list(score.hits.values()), seed=seed) if score.hits else None,
+            score=scored,
+            interval=bootstrap_interval(list(scored.hits.values()), seed=seed) if scored.hits else None,
             source=sets[name].name,
             data_sha256=data_sha256,
             prompt_sha256=prompt_sha256,
@@ -129,6 +137,7 @@ def bench_command(
     judge_prompt: Path | None = None,
     judge_runs: int = 1,
     official_random: bool = False,
+    compat: str = OFFICIAL,
     timed_queries: int = TIMED_QUERIES,
     limit: int | None = None,
     manifest_sha256: str | None = None,
@@ -139,6 +148,7 @@ def bench_command(
     Raises:
         GenrecalError: the subject, a set, the judge or the device cannot be used.
     """
+    _tasks_of(sets, compat)  # before a model is opened
     endpoint = endpoint_from(judge_model, judge_url)
     judge: Judge = OfflineJudge()
     if endpoint is not None:
@@ -156,7 +166,6 @@ def bench_command(
         manifest_sha256=manifest_sha256,
         trusted_keys=trusted_keys,
     )
-    _check_sets(sets)
     return run_bench(
         open_subject(spec),
         sets,
@@ -164,9 +173,27 @@ def bench_command(
         judge=judge,
         judge_runs=judge_runs,
         official_random=official_random,
+        compat=compat,
         timed_queries=timed_queries,
         limit=limit,
     )
+
+
+def named_sets(given: Mapping[str, Path | None], more: Sequence[str]) -> dict[str, Path]:
+    """Benchmarks and their files, from options of their own and from NAME=PATH.
+
+    Raises:
+        BenchError: a text is not NAME=PATH, or names a benchmark that is named already.
+    """
+    sets = {name: path for name, path in given.items() if path is not None}
+    for text in more:
+        name, mark, path = text.partition("=")
+        if not mark or not path:
+            raise BenchError(f"'{text}' is not NAME=PATH", where="--test", fix=f"Names: {', '.join(TASKS)}")
+        if name in sets:
+            raise BenchError(f"'{name}' is named twice", where="--test")
+        sets[name] = Path(path)
+    return sets
 
 
 def journal_of(output: Path, name: str) -> Path:
@@ -183,28 +210,39 @@ def read_answers(output: Path, name: str) -> dict[str, Answer]:
     lines = read_lines(journal_of(output, name))
     if not lines:
         raise BenchError(f"holds no answers to '{name}'", where=output)
-    return {line["id"]: Answer(**line["answer"]) for line in lines[1:]}
+    return _answers(lines, journal_of(output, name))
 
 
 def digest(value: Any) -> str:
     """SHA-256 of loaded questions: every field, images by their bytes."""
     state = hashlib.sha256()
-    _feed(state, value)
+    _feed(state, value, {})
     return state.hexdigest()
 
 
-def _check_sets(sets: Mapping[str, Path]) -> None:
-    unknown = sorted(sets.keys() - BENCHMARKS.keys())
-    if unknown:
-        raise BenchError(f"unknown set '{unknown[0]}'", where="bench", fix=f"Known: {', '.join(BENCHMARKS)}")
+def _tasks_of(sets: Mapping[str, Path], compat: str) -> dict[str, Task]:
+    """The tasks of `sets` in the order of TASKS; all have the rule that is asked for."""
+    for name in sets:
+        task = task_named(name)
+        if compat not in task.compats:
+            raise BenchError(
+                f"'{name}' has no rule '{compat}'", where="bench", fix=f"It has: {', '.join(task.compats)}"
+            )
     if not sets:
-        raise BenchError("no test set is named", where="bench", fix="Give --mmb, --mmmu or --mm-vet")
+        raise BenchError("no test set is named", where="bench", fix="Give --mmb, --mmmu, --mm-vet or --test")
+    return {name: task for name, task in TASKS.items() if name in sets}
+
+
+def _answers(lines: Sequence[Mapping[str, Any]], journal: Path) -> dict[str, Answer]:
+    """The answers in a journal's lines, without its header."""
+    require_unique((line["id"] for line in lines[1:]), where=str(journal))
+    return {line["id"]: Answer(**line["answer"]) for line in lines[1:]}
 
 
 def _answer_all(
     subject: Subject,
-    name: str,
-    questions: Sequence[Any],
+    task: Task,
+    questions: Sequence[Row],
     journal: Path,
     *,
     header: dict[str, str],
@@ -221,62 +259,54 @@ def _answer_all(
                     where=journal,
                     fix="Name another folder or delete the file",
                 )
-    answers = {line["id"]: Answer(**line["answer"]) for line in lines[1:]}
+    answers = _answers(lines, journal)
     # Chunks are cut from the whole list, so that a resumed run batches, and samples, as it would have.
     chunks = [questions[start : start + subject.chunk] for start in range(0, len(questions), subject.chunk)]
-    label = f"{subject.spec.name}: {name}"
+    label = f"{subject.spec.name}: {task.name}"
     with progress(disable=quiet) as display:
-        task = display.add_task(label, total=len(questions), completed=len(answers), note="")
+        bar = display.add_task(label, total=len(questions), completed=len(answers), note="")
         for chunk in chunks:
             if all(question.id in answers for question in chunk):
                 continue
-            queries: list[Query] = [BENCHMARKS[name].as_query(question) for question in chunk]
+            queries: list[Query] = [task.prompt(question) for question in chunk]
             new = {query.id: one for query, one in zip(queries, subject.answer(queries), strict=True)}
             new = {name: one for name, one in new.items() if name not in answers}
             append_lines(journal, [{"id": name, "answer": asdict(one)} for name, one in new.items()])
             answers |= new
-            display.update(task, completed=len(answers))
+            display.update(bar, completed=len(answers))
     return {question.id: answers[question.id] for question in questions}
 
 
-def _score(
-    name: str,
-    questions: Sequence[Any],
-    answers: Mapping[str, Answer],
-    judge: Judge,
-    judge_runs: int,
-    official_random: bool,
-) -> Score:
-    replies = {question: answer.text for question, answer in answers.items()}
-    if name == "mmvet":
-        return mmvet.score(questions, replies, judge, runs=judge_runs)
-    if name == "mmmu":
-        return mmmu.score(questions, replies, official_random=official_random)
-    return mmbench.score(questions, replies)
-
-
-def _time(subject: Subject, candidates: Sequence[tuple[int, str, Any]], count: int) -> Perf | None:
+def _time(subject: Subject, candidates: Sequence[tuple[int, str, Row]], count: int) -> Perf | None:
     """Time the questions with the longest answers: short ones say nothing about tokens per second."""
     if count <= 0:
         return None
     longest = sorted(candidates, key=lambda one: (-one[0], one[1], one[2].id))[:count]
-    return measure(subject.spec, [BENCHMARKS[name].as_query(question) for _, name, question in longest])
+    return measure(subject.spec, [TASKS[name].prompt(question) for _, name, question in longest])
 
 
-def _feed(state: Any, value: Any) -> None:
-    """Hash a value with the lengths of its parts, so that different values give different streams."""
+def _feed(state: Any, value: Any, files: dict[Path, bytes]) -> None:
+    """Hash a value with the lengths of its parts, so that different values give different streams.
+
+    Args:
+        state: takes the stream.
+        value: what is hashed.
+        files: digests of files that came before: thousands of questions may share an image.
+    """
     if isinstance(value, Path):
-        value = value.read_bytes()
+        if value not in files:
+            files[value] = bytes.fromhex(sha256_file(value))
+        value = files[value]
     if isinstance(value, bytes):
         state.update(b"b%d:" % len(value) + value)
     elif is_dataclass(value):
-        _feed(state, [getattr(value, field.name) for field in fields(value)])
+        _feed(state, [getattr(value, field.name) for field in fields(value)], files)
     elif isinstance(value, Mapping):
-        _feed(state, [[key, value[key]] for key in value])
+        _feed(state, [[key, value[key]] for key in value], files)
     elif isinstance(value, list | tuple):
         state.update(b"l%d:" % len(value))
         for part in value:
-            _feed(state, part)
+            _feed(state, part, files)
     else:
         text = repr(value).encode()
         state.update(b"s%d:" % len(text) + text)

@@ -99,12 +99,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A benchmark's result before it is labelled with who earned it."""
+    """A benchmark's result and what was chosen about it: scores that differ in a choice do not compare."""
 
     title: str  # the column's name
+    benchmark: str  # its key in bench/tasks.py
+    version: str
+    split: str
+    language: str
+    compat: str  # whose rule: official | vlmevalkit | lmms
+    prompt_sha256: str  # of the template
+    generation: str  # model (its own settings) | greedy
+    judge: Mapping[str, Any] | None  # None: rules alone
     score: float | None  # None: incomplete, no honest figure can be given
     n: int
-    split: str
     groups: Mapping[str, Mapping[str, Group]]  # kind of group -> name -> group
     hits: Mapping[str, float]  # question (a CircularEval group is one question) -> 0..1
     details: Mapping[str, Any] = field(default_factory=dict)  # counts reported apart, other readings

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from bench import mmbench, mmmu, mmvet
-from bench.judge import OfflineJudge
-from bench.run import BENCHMARKS, digest
+from bench.run import digest
+from bench.scoring import score
+from bench.task import Choices
+from bench.tasks import TASKS
 from bench.types import Query
 from genrecal.core.types import Sample
 from genrecal.data.batch import Batch, collate_one
@@ -65,7 +66,7 @@ class Examination:
 
     def __init__(self, sets: TestSets, held_out: Sequence[Sample]) -> None:
         paths = {"mmb": sets.mmb, "mmmu": sets.mmmu, "mmvet": sets.mmvet}
-        self.questions: dict[str, Any] = {name: BENCHMARKS[name].load(path) for name, path in paths.items()}
+        self.questions: dict[str, Any] = {name: TASKS[name].load(path) for name, path in paths.items()}
         self.held_out = held_out
         self.sha256 = {name: digest(of_set) for name, of_set in self.questions.items()}
         self.sha256["held_out"] = digest([[sample.id, sample.answer] for sample in held_out])
@@ -92,15 +93,13 @@ class Examination:
             for (name, query), text in zip(batch.names, texts, strict=True):
                 replies[name][query] = text.strip()
         scores = {
-            "mmb": mmbench.score(self.questions["mmb"], replies["mmb"]),
-            "mmmu": mmmu.score(self.questions["mmmu"], replies["mmmu"]),
-            "mmvet": mmvet.score(self.questions["mmvet"], replies["mmvet"], OfflineJudge()),
+            name: score(TASKS[name], rows, replies[name], Choices(), generation="greedy")
+            for name, rows in self.questions.items()
         }
         right, nats = _guesses(model, lesson.held_out)
         return Marks(
-            scores={name: float(score.score or 0.0) for name, score in scores.items()},
-            grades={name: [score.hits[one] for one in sorted(score.hits)] for name, score in scores.items()}
-            | right,
+            scores={name: float(one.score or 0.0) for name, one in scores.items()},
+            grades={name: [of.hits[one] for one in sorted(of.hits)] for name, of in scores.items()} | right,
             nats=nats,
         )
 
@@ -119,7 +118,7 @@ class Examination:
         rows: list[tuple[int, str, Query]] = []
         for name, of_set in self.questions.items():
             for question in of_set:
-                query = BENCHMARKS[name].as_query(question)
+                query = TASKS[name].prompt(question)
                 text = "".join(part for part in query.parts if isinstance(part, str))
                 rows.append((len(processor.tokenizer(text)["input_ids"]), name, query))
         # Like lengths together; sets apart, as their replies are of different lengths.

@@ -83,6 +83,8 @@ OPTIONS = {
         "--mmb",
         "--mmmu",
         "--mm-vet",
+        "--test",
+        "--compat",
         "--device",
         "--output",
         "--greedy",

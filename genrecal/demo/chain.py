@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bench import mmvet
 from bench.run import NAME, TIMED_QUERIES, run_bench
 from bench.subject import open_subject
+from bench.tasks import TASKS
 from bench.types import SubjectSpec
 from genrecal.core.config import dump_config, load_config
 from genrecal.core.console import console
@@ -176,7 +176,8 @@ def _train(config: DemoConfig, folder: Path, data: DemoData, seed: int, clock: C
         )
         clock.step(f"run: {name}", lambda run=run: distill(run))
         runs[name] = run.output
-    prompts = [mmvet.as_query(question).parts for question in mmvet.load(data.test.mmvet)[:PARITY_PROMPTS]]
+    mmvet = TASKS["mmvet"]
+    prompts = [mmvet.prompt(row).parts for row in mmvet.load(data.test.mmvet)[:PARITY_PROMPTS]]
     builds = {}
     for precision in ("fp32", "int8"):
         build = folder / "builds" / precision

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from bench import mmvet
 from bench.report import Report, read_report
 from bench.run import read_answers
 from bench.stats import paired_difference
+from bench.tasks import TASKS
 from bench.types import Answer
 from genrecal.demo.datasets import TestSets
 from genrecal.train.stage import METRICS
@@ -161,13 +161,17 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _samples(test: TestSets, answers: Mapping[str, Mapping[str, Answer]]) -> list[dict[str, Any]]:
-    questions = mmvet.load(test.mmvet)
+    rows = TASKS["mmvet"].load(test.mmvet)
     return [
         {
-            "image": base64.b64encode(question.image.read_bytes()).decode(),
-            "question": question.question,
-            "reference": question.reference,
-            "answers": {key: replies[question.id].text for key, replies in answers.items()},
+            "image": base64.b64encode(_bytes_of(row.images[1])).decode(),
+            "question": row.question,
+            "reference": row.gold,
+            "answers": {key: replies[row.id].text for key, replies in answers.items()},
         }
-        for question in questions[:: max(1, len(questions) // SAMPLES)][:SAMPLES]
+        for row in rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
     ]
+
+
+def _bytes_of(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()

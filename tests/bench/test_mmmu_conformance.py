@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
-from bench import mmmu
-from bench.mmmu_parse import choice_is_right, open_is_right, parse_choice, parse_open
+from bench.rules.mmmu_domains import DOMAIN_OF
+from bench.rules.mmmu_parse import choice_is_right, open_is_right, parse_choice, parse_open
+from bench.scoring import score
+from bench.sets import mmmu
+from bench.task import Choices, Row
+from bench.tasks import TASKS
+from bench.types import Score
 
 DATA = Path(__file__).parent / "data" / "mmmu"
 
@@ -24,11 +29,14 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def questions(rows: list[dict[str, Any]]) -> list[mmmu.Question]:
+def questions(rows: list[dict[str, Any]]) -> list[Row]:
     return [
-        mmmu.Question(
+        Row(
             id=row["id"],
             question="",
+            split="validation",
+            facts={"subject": mmmu.subject_of(row["id"], "here")[1]},
+            groups=mmmu.groups_of(mmmu.subject_of(row["id"], "here")[1], row["question_type"]),
             options=row["index2ans"] if row["question_type"] == "multiple-choice" else {},
             gold=row["answer"] if isinstance(row["answer"], str) else tuple(row["answer"]),
             images={},
@@ -37,34 +45,37 @@ def questions(rows: list[dict[str, Any]]) -> list[mmmu.Question]:
     ]
 
 
+def scored(questions: list[Row], replies: dict[str, str], official_random: bool) -> Score:
+    choices = Choices(official_random=official_random)
+    return score(TASKS["mmmu"], questions, replies, choices, generation="greedy")
+
+
 @pytest.mark.parametrize("official_random", [True, False])
 def test_every_row_is_judged_as_the_official_script_judges_it(rows, questions, official_random):
     expected = read("expected_llava1.5_13b_parse_and_eval.json")
-    score = mmmu.score(
-        questions, {row["id"]: row["response"] for row in rows}, official_random=official_random
-    )
+    result = scored(questions, {row["id"]: row["response"] for row in rows}, official_random)
     fell = []
     for of_subject in expected["per_sample"].values():
         for name, sample in of_subject.items():
             right = sample["judge"] == "Correct" and (official_random or not sample.get("random_fallback"))
-            assert score.hits[name] == float(right), name
+            assert result.hits[name] == float(right), name
             if sample.get("random_fallback"):
                 fell.append(name)
-    assert sorted(score.details["random_row_ids"]) == sorted(fell)
-    assert score.details["random_rows"] == expected["random_fallback_total"] == 2
-    assert score.details["random_rows_right_by_luck"] == expected["random_fallback_correct_by_luck"] == 1
+    assert sorted(result.details["random_row_ids"]) == sorted(fell)
+    assert result.details["random_rows"] == expected["random_fallback_total"] == 2
+    assert result.details["random_rows_right_by_luck"] == expected["random_fallback_correct_by_luck"] == 1
     key = "overall_acc" if official_random else "acc_counting_random_as_wrong"
-    assert score.score == pytest.approx(expected[key], abs=1e-12)
+    assert result.score == pytest.approx(expected[key], abs=1e-12)
     if official_random:
-        for subject, result in expected["per_subject"].items():
-            group = score.groups["subject"][subject]
-            assert (group.n, group.score) == (result["num_example"], pytest.approx(result["acc"]))
+        for subject, official in expected["per_subject"].items():
+            group = result.groups["subject"][subject]
+            assert (group.n, group.score) == (official["num_example"], pytest.approx(official["acc"]))
 
 
 def test_the_order_of_the_rows_does_not_move_the_draws(rows, questions):
     replies = {row["id"]: row["response"] for row in rows}
-    turned = sorted(questions, key=lambda question: question.subject, reverse=True)
-    one, other = (mmmu.score(of, replies, official_random=True) for of in (questions, turned))
+    turned = sorted(questions, key=lambda question: question.facts["subject"], reverse=True)
+    one, other = (scored(of, replies, True) for of in (questions, turned))
     assert one.hits == other.hits
 
 
@@ -89,7 +100,7 @@ def test_eval_only_by_subject_domain_and_overall(name):
         else:
             right = open_is_right(parse_open(predicted), gold)
         subject = "_".join(question.split("_")[1:-1])
-        for group in (subject, f"Overall-{mmmu.DOMAIN_OF[subject]}", "Overall"):
+        for group in (subject, f"Overall-{DOMAIN_OF[subject]}", "Overall"):
             members.setdefault(group, []).append(right)
     measured = {group: {"num": len(of), "acc": round(sum(of) / len(of), 3)} for group, of in members.items()}
     assert measured == expected

@@ -13,17 +13,21 @@ from bench.types import SubjectSpec
 
 
 def test_evenly_spaced():
-    questions = [SimpleNamespace(id=f"q{number}") for number in range(10)]
-    assert [one.id for one in part_of("mmmu", questions, 4)] == ["q0", "q2", "q5", "q7"]
-    assert part_of("mmmu", questions, None) is questions
-    assert part_of("mmmu", questions, 99) == questions
-    assert len(part_of("mmmu", questions, 1)) == 1
+    questions = [SimpleNamespace(id=f"q{number}", question_id=f"q{number}") for number in range(10)]
+    assert [one.id for one in part_of(questions, 4)] == ["q0", "q2", "q5", "q7"]
+    assert part_of(questions, None) is questions
+    assert part_of(questions, 99) == questions
+    assert len(part_of(questions, 1)) == 1
 
 
 def test_a_question_with_its_rotations_is_one():
-    rows = [SimpleNamespace(index=turn * 10**6 + question) for turn in range(3) for question in range(4)]
-    kept = part_of("mmb", rows, 2)
-    assert [row.index for row in kept] == [0, 2, 1000000, 1000002, 2000000, 2000002]
+    rows = [
+        SimpleNamespace(id=turn * 10**6 + question, question_id=question)
+        for turn in range(3)
+        for question in range(4)
+    ]
+    kept = part_of(rows, 2)
+    assert [row.id for row in kept] == [0, 2, 1000000, 1000002, 2000000, 2000002]
 
 
 @pytest.mark.parametrize(("limit", "counts"), [(1, (1, 1, 1)), (2, (2, 2, 2))])

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from bench.mmmu_parse import parse_choice
-from bench.option_letters import infer_option
+from bench.rules.mmmu_parse import parse_choice
+from bench.rules.option_letters import infer_option
 from genrecal.core.types import DOMAINS
 from genrecal.demo.drawings import KINDS, Item, Layout, compose
 from genrecal.demo.prompts import FORMS, ask, choices_of, mmb_prompt, mmmu_choice_prompt, mmmu_open_prompt

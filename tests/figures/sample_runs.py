@@ -100,7 +100,21 @@ def _result(name: str, score: float, data: str) -> Result:
     n = QUESTIONS[name]
     half = 1.96 * (score * (1 - score) / n) ** 0.5
     return Result(
-        score=Score(title=TITLES[name], score=score, n=n, split="val", groups={}, hits={}),
+        score=Score(
+            title=TITLES[name],
+            benchmark=name,
+            version="1",
+            split="val",
+            language="en",
+            compat="official",
+            prompt_sha256="1" * 64,
+            generation="model",
+            judge=None,
+            score=score,
+            n=n,
+            groups={},
+            hits={},
+        ),
         interval=Interval(low=max(0.0, score - half), high=min(1.0, score + half)),
         source=f"{name}.tsv",
         data_sha256=data,

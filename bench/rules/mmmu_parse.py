@@ -38,12 +38,35 @@ def parse_choice(reply: str, options: Mapping[str, str]) -> str | None:
         found = {letter: reply.rfind(shape.format(letter)) for letter in options}
         if max(found.values()) >= 0:
             return max(found, key=found.__getitem__)
-    if len(reply.split()) > 5:
-        lower = reply.lower()
-        found = {letter: lower.rfind(text.lower()) for letter, text in options.items()}
-        if max(found.values()) >= 0:
-            return max(found, key=found.__getitem__)
-    return None
+    return _by_text(reply, options)
+
+
+def parse_choice_pro(reply: str, options: Mapping[str, str], *, answer_mark: bool = True) -> str | None:
+    """The letter that MMMU-Pro's evaluator reads, None where it would draw.
+
+    The text after the last "Answer:" comes first, if it holds one option letter; then as in MMMU, but a
+    letter needs no space before it, and `X.` counts too.
+
+    Args:
+        reply: raw.
+        options: letter -> text, in the order of the letters.
+        answer_mark: whether "Answer:" is looked for; lmms-eval's copy does not.
+    """
+    mark = reply.rfind("Answer:") if answer_mark else -1
+    if mark >= 0:
+        tail = reply[mark + len("Answer:") :]
+        named = [letter for letter in options if letter in tail]
+        if len(named) == 1:
+            return named[0]
+    for end in _END_MARKS:
+        reply = reply.strip(end)
+    reply = f" {reply} "
+    for shape, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        found = [letter for letter in options if shape.format(letter) in reply]
+        if found:
+            # Where none stands at such a place, the first of them is taken.
+            return max(found, key=lambda letter: reply.rfind(place.format(letter)))
+    return _by_text(reply, options)
 
 
 def parse_open(reply: str) -> list[str | float]:
@@ -82,6 +105,15 @@ def open_is_right(values: Sequence[str | float], gold: str | Sequence[str]) -> b
     return any(
         any(text in value for text in texts) if isinstance(value, str) else value in golds for value in values
     )
+
+
+def _by_text(reply: str, options: Mapping[str, str]) -> str | None:
+    """In replies of more than five words, the option whose text is the last to be mentioned."""
+    if len(reply.split()) <= 5:
+        return None
+    lower = reply.lower()
+    found = {letter: lower.rfind(text.lower()) for letter, text in options.items()}
+    return max(found, key=found.__getitem__) if max(found.values()) >= 0 else None
 
 
 def _shortest(tails: Sequence[str]) -> str | None:

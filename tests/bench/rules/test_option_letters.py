@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.option_letters import infer_option
+from bench.rules.option_letters import infer_option
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "two dogs", "D": "none of these"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.circular import cannot_rotate, check_groups, question_of, rotate
+from bench.rules.circular import cannot_rotate, check_groups, question_of, rotate
 from genrecal.core.errors import BenchError
 
 OPTIONS = {"A": "w", "B": "x", "C": "y", "D": "z"}
