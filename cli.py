@@ -65,6 +65,7 @@ EXTRA_OF = {
     "scipy": "bench",
     "openai": "bench",
     "tenacity": "bench",
+    "huggingface_hub": "bench",
     "psutil": "bench",
     "matplotlib": "bench",
 }
@@ -548,6 +549,18 @@ def figures(
     from genrecal.figures.draw import FORMATS, figures_command
 
     figures_command(runs, output, formats=formats or FORMATS, baselines=baseline or ())
+
+
+@data_app.command(epilog="Example: `genrecal data get mmmu --output benchmarks/mmmu`")
+def get(
+    name: Annotated[str, typer.Argument(help="A benchmark's name (docs/scoring.md).")],
+    output: Annotated[Path, typer.Option(help="Folder for its files.")],
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub's repository.")] = None,
+) -> None:
+    """Fetch a benchmark's files from where they are published, with their licence and their SHA-256."""
+    from bench.get import get_command
+
+    get_command(name, output, revision=revision)
 
 
 @data_app.command(epilog="Example: `genrecal data check train.json --test mmbench.tsv --test mm-vet/`")

@@ -100,6 +100,7 @@ OPTIONS = {
     },
     "demo": {"--seeds", "--output", "--config", "--set"},
     "figures": {"--output", "--format", "--baseline"},
+    "data get": {"--output", "--revision"},
     "data check": {"--test", "--images", "--json", "--bad", "--exclude", "--workers"},
 }
 
