@@ -479,6 +479,11 @@ def bench(
             metavar="NAME=PATH", help="Another benchmark and its files (docs/scoring.md); repeatable."
         ),
     ] = None,
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(help="What the subject learnt from, where no run is beside it; repeatable."),
+    ] = None,
+    overlap: Annotated[bool, typer.Option(help="Look for the questions in the training data.")] = True,
     compat: Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")] = "official",
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Result folder; default: SUBJECT-bench.")] = None,
@@ -497,6 +502,7 @@ def bench(
 ) -> None:
     """Score a checkpoint or a build on benchmarks, and measure its speed, memory and size."""
     from bench.run import bench_command, named_sets
+    from genrecal.data.subject_overlap import find_overlap
 
     bench_command(
         subject,
@@ -510,6 +516,7 @@ def bench(
         judge_prompt=judge_prompt,
         judge_runs=judge_runs,
         compat=compat,
+        overlap=partial(find_overlap, training=tuple(training or ())) if overlap else None,
         timed_queries=timed,
         limit=limit,
         manifest_sha256=manifest_sha256,

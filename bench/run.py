@@ -9,11 +9,13 @@ the same; scoring always starts anew from the answers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.images import questions_of
 from bench.journal import append_lines, read_lines
 from bench.judge import Judge, OfflineJudge
 from bench.llm_judge import PROMPT, LLMJudge, endpoint_from, read_prompt
@@ -26,7 +28,7 @@ from bench.subject import open_subject, spec_to_json
 from bench.task import OFFICIAL, Choices, Row, Task
 from bench.tasks import TASKS, task_named
 from bench.types import Answer, Query, Subject, SubjectSpec
-from genrecal.core.console import console, progress
+from genrecal.core.console import console, errors, progress
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_file, write_json
 from genrecal.core.manifest import installed_versions
@@ -34,6 +36,8 @@ from genrecal.core.manifest import installed_versions
 NAME = "bench.json"
 TABLE = "bench.md"
 TIMED_QUERIES = 12
+# Subject and readers of each benchmark's questions -> a record of each (genrecal/data/subject_overlap.py).
+FindOverlap = Callable[[Path, Mapping[str, Callable[[], Any]]], Mapping[str, Any]]
 
 
 def run_bench(
@@ -47,6 +51,7 @@ def run_bench(
     compat: str = OFFICIAL,
     timed_queries: int = TIMED_QUERIES,
     limit: int | None = None,
+    overlap: FindOverlap | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> Report:
@@ -62,6 +67,7 @@ def run_bench(
         compat: whose rule scores: official, vlmevalkit or lmms.
         timed_queries: of the queries with the longest answers, for latency and speed; 0 leaves them out.
         limit: questions of each set at the most, evenly spaced; None: all.
+        overlap: looks for the questions in what the subject learnt from; None: nobody looks.
         seed: of the bootstrap.
         quiet: print neither progress nor the table.
 
@@ -79,6 +85,7 @@ def run_bench(
     )
     # Every set is read before the first answer, so that a bad file shows at once.
     questions = {name: part_of(task.load(sets[name]), limit) for name, task in tasks.items()}
+    found = _overlap(subject, questions, overlap)
     versions = installed_versions()
     results: dict[str, Result] = {}
     timed: list[tuple[int, str, Row]] = []
@@ -97,6 +104,8 @@ def run_bench(
         replies = {row: answer.text for row, answer in answers.items()}
         generation = "greedy" if subject.spec.greedy else "model"
         scored = score(task, of_set, replies, choices, generation=generation)
+        if found:
+            scored = replace(scored, details={**scored.details, "overlap": found.get(name, found)})
         results[name] = Result(
             score=scored,
             interval=bootstrap_interval(list(scored.hits.values()), seed=seed) if scored.hits else None,
@@ -140,6 +149,7 @@ def bench_command(
     compat: str = OFFICIAL,
     timed_queries: int = TIMED_QUERIES,
     limit: int | None = None,
+    overlap: FindOverlap | None = None,
     manifest_sha256: str | None = None,
     trusted_keys: tuple[str, ...] = (),
 ) -> Report:
@@ -176,7 +186,36 @@ def bench_command(
         compat=compat,
         timed_queries=timed_queries,
         limit=limit,
+        overlap=overlap,
     )
+
+
+def _overlap(
+    subject: Subject, questions: Mapping[str, Sequence[Row]], find: FindOverlap | None
+) -> Mapping[str, Any]:
+    """What a benchmark and the training data have in common; a warning for each that has something."""
+    if find is None:
+        return {}
+    readers = {name: partial(questions_of, rows, where=name) for name, rows in questions.items()}
+    found = find(subject.spec.path, readers)
+    for line in overlap_lines(found):
+        errors.print(f"warning: {line}", markup=False, soft_wrap=True)
+    return found
+
+
+def overlap_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a person is told of overlap with the training data; nothing where none was found."""
+    lines = []
+    for name, record in found.items():
+        if isinstance(record, str):
+            lines.append(f"overlap with the training data: {name} ({record})")
+        elif record["samples"]:
+            by = ", ".join(f"{count} by {why}" for why, count in sorted(record["by"].items()))
+            lines.append(
+                f"{name}: {record['samples']} of {record['compared']} training samples overlap with "
+                f"{record['questions']} of its images and questions ({by}): its score measures memory too"
+            )
+    return lines
 
 
 def named_sets(given: Mapping[str, Path | None], more: Sequence[str]) -> dict[str, Path]:

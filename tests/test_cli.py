@@ -85,6 +85,8 @@ OPTIONS = {
         "--mm-vet",
         "--test",
         "--compat",
+        "--training",
+        "--overlap",
         "--device",
         "--output",
         "--greedy",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from genrecal.core.config import Config, load_config
+from genrecal.core.config import Config, load_config, parse_config
 from genrecal.core.errors import DataError
 from genrecal.core.types import DOMAINS, Sample
 from genrecal.data.conversation import RowRules, Turns, samples_of
@@ -108,6 +108,15 @@ def named_sources(paths: Sequence[Path], *, images: Path | None = None) -> Mixtu
     if config is None:
         return MixtureConfig(sources=tuple(sources))
     return config.model_copy(update={"sources": tuple(sources)})
+
+
+def described_sources(data: Mapping[str, Any]) -> MixtureConfig:
+    """The mixture in a run's description of its data, as its manifest keeps it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    return parse_config(dict(data), _Data, where="the run's data")
 
 
 class _Data(MixtureConfig):

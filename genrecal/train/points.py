@@ -188,7 +188,7 @@ def _score(subject: Path, output: Path, settings: EvaluateConfig, device: str) -
     command = [sys.executable, "-m", "cli", "bench", str(subject), "--output", str(output)]
     for name, path in settings.sets.items():
         command += [OPTIONS[name], str(path)]
-    command += ["--batch-size", str(settings.batch_size), "--device", device, "--timed", "0"]
+    command += ["--batch-size", str(settings.batch_size), "--device", device, "--timed", "0", "--no-overlap"]
     if settings.limit is not None:
         command += ["--limit", str(settings.limit)]
     variables = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
