@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench.journal import read_lines
 from bench.perf import summarise
 from bench.report import grid, markdown, print_reports, read_report
-from bench.run import bench_command, journal_of, read_answers, run_bench
+from bench.run import bench_command, journal_of, named_sets, read_answers, run_bench
 from bench.subject import open_subject
 from bench.types import Answer, SubjectSpec
 from genrecal.core.errors import BenchError, DataError
@@ -153,6 +154,40 @@ def test_the_command(build_folder, sets, tmp_path, capsys, monkeypatch):
     assert "MMMU" in capsys.readouterr().out
     with pytest.raises(BenchError, match="judge options without a judge"):
         bench_command(build_folder, sets=sets, output=tmp_path / "out", judge_runs=5)
+
+
+def test_another_rule_and_overlap_are_in_the_record(student, sets, tmp_path, capsys):
+    found = {"mmb": {"samples": 3, "questions": 1, "by": {"image": 3}, "examples": [], "compared": 9}}
+    asked = {}
+
+    def find(subject, questions):
+        asked.update({name: [one.name for one in read()] for name, read in questions.items()})
+        return found
+
+    only = {"mmb": sets["mmb"]}
+    report = run_bench(student, only, tmp_path, timed_queries=0, compat="lmms", overlap=find, quiet=True)
+    result = report.results["mmb"].score
+    assert (result.compat, result.title, result.generation) == ("lmms", "MMB (lmms)", "greedy")
+    assert read_report(tmp_path).results["mmb"].score.details["overlap"] == found["mmb"]
+    assert asked == {"mmb": ["mmb, 1", "mmb, 2"]}  # not their rotations
+    assert "mmb: 3 of 9 training samples overlap with 1 of its" in " ".join(capsys.readouterr().err.split())
+
+
+def test_sets_by_name():
+    given = {"mmb": Path("a.tsv"), "mmmu": None}
+    assert named_sets(given, ["ai2d=x=y"]) == {"mmb": Path("a.tsv"), "ai2d": Path("x=y")}
+    for wrong in (["ai2d"], ["ai2d="], ["mmb=b.tsv"]):
+        with pytest.raises(BenchError):
+            named_sets(given, wrong)
+
+
+def test_answers_that_are_there_twice_are_refused(student, sets, tmp_path):
+    only = {"mmb": sets["mmb"]}
+    run_bench(student, only, tmp_path, timed_queries=0, quiet=True)
+    journal = journal_of(tmp_path, "mmb")
+    journal.write_bytes(journal.read_bytes() + journal.read_bytes().splitlines(keepends=True)[-1])
+    with pytest.raises(BenchError, match="1 ids stand there twice"):
+        run_bench(student, only, tmp_path, timed_queries=0, quiet=True)
 
 
 def test_a_journal_that_is_no_journal(tmp_path):
