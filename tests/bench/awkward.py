@@ -1,6 +1,6 @@
 """Rows made to be awkward for scorers, the same each time: what models say, and what no model should.
 
-A row is a plain list, as it is kept in tests/bench/data/official; benchmarks/official_scores.py has the
+A row is a plain list, as it is kept in tests/bench/data/official; benchmarks/official/run.py has the
 official scorers score them.
 """
 

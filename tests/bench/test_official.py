@@ -1,6 +1,6 @@
 """Our scores against the official scorers' on rows made to be awkward, row by row.
 
-The rows and the official results are data (benchmarks/official_scores.py made them); what differs, and why,
+The rows and the official results are data (benchmarks/official/run.py made them); what differs, and why,
 is in docs/scoring.md, and its count here.
 """
 
