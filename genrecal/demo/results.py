@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from bench.paired import paired_difference
 from bench.report import Report, read_report
 from bench.run import read_answers
-from bench.stats import paired_difference
 from bench.tasks import TASKS
 from bench.types import Answer
 from genrecal.demo.datasets import TestSets
