@@ -113,7 +113,7 @@ def difference_and_draws(
 def scored_by_both(
     one: Mapping[str, float], other: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float], int]:
-    """The questions that both have a score for, and how many only one of them has: a judge may fail at one."""
+    """The questions that both have a score for, and how many only one of them has (its judge failed)."""
     shared = one.keys() & other.keys()
     left_out = len(one.keys() | other.keys()) - len(shared)
     return {name: one[name] for name in shared}, {name: other[name] for name in shared}, left_out

@@ -1,4 +1,4 @@
-"""The bootstrap against what is known without it, and by simulation: intervals hold the truth as often as said."""
+"""The bootstrap against what is known without it; simulations: intervals hold the truth as often as said."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def share_covered(draw, truth, *, bounds, repetitions=400):
     return held / repetitions
 
 
-# Four hundred repetitions of a true 95% give 92.8% to 97.2% in 95 of 100 cases; small sets may be held longer.
+# Four hundred repetitions of a true 95% give 92.8% to 97.2% in 95 of 100 cases; small sets may hold more.
 LEAST = 0.925
 
 
