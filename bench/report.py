@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Result:
     generation: Mapping[str, Any]
     versions: Mapping[str, str]
     answer_tokens: float  # mean
+    clusters: Mapping[str, str] = field(default_factory=dict)  # question -> cluster of a shared image
+    weights: Mapping[str, float] = field(default_factory=dict)  # question -> weight; empty: all alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
