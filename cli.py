@@ -497,15 +497,29 @@ def bench(
     judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each set, evenly spaced.")] = None,
     timed: Annotated[int, typer.Option(min=0, help="Queries that speed is measured with; 0: none.")] = 12,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Compare with this subject or bench folder, question by question.")
+    ] = None,
+    max_drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="POINTS|NAME=POINTS",
+            help="Exit with 0 where it is shown to lose no more than this, 1 where more, 2 where unclear.",
+        ),
+    ] = None,
     manifest_sha256: Pin = None,
     trusted_key: TrustedKeys = None,
 ) -> None:
     """Score a checkpoint or a build on benchmarks, and measure its speed, memory and size."""
     from bench.run import bench_command, named_sets
     from genrecal.data.subject_overlap import find_overlap
+    from bench.against import bench_against
+    from bench.run import named_sets
 
-    bench_command(
+    code = bench_against(
         subject,
+        baseline=baseline,
+        max_drop=max_drop or (),
         sets=named_sets({"mmb": mmb, "mmmu": mmmu, "mmvet": mm_vet}, test or ()),
         output=output or subject.parent / f"{subject.name}-bench",
         device=device,
@@ -522,6 +536,8 @@ def bench(
         manifest_sha256=manifest_sha256,
         trusted_keys=tuple(str(key) for key in trusted_key or ()),
     )
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(epilog="Example: `genrecal demo --seeds 3`")

@@ -23,12 +23,13 @@ from bench.part import part_of
 from bench.perf import Perf, measure
 from bench.report import Report, Result, print_reports, write_markdown
 from bench.scoring import require_unique, score, template_sha256
-from bench.stats import bootstrap_interval
 from bench.subject import open_subject, spec_to_json
 from bench.task import OFFICIAL, Choices, Row, Task
 from bench.tasks import TASKS, task_named
 from bench.types import Answer, Query, Subject, SubjectSpec
 from genrecal.core.console import console, errors, progress
+from bench.units import clusters_of, score_interval, weights_of
+from genrecal.core.console import console, progress
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_file, write_json
 from genrecal.core.manifest import installed_versions
@@ -106,15 +107,18 @@ def run_bench(
         scored = score(task, of_set, replies, choices, generation=generation)
         if found:
             scored = replace(scored, details={**scored.details, "overlap": found.get(name, found)})
+        clusters, weights = clusters_of(of_set), weights_of(of_set, scored)
         results[name] = Result(
             score=scored,
-            interval=bootstrap_interval(list(scored.hits.values()), seed=seed) if scored.hits else None,
+            interval=score_interval(scored, clusters, weights, seed=seed),
             source=sets[name].name,
             data_sha256=data_sha256,
             prompt_sha256=prompt_sha256,
             generation=subject.facts.generation,
             versions=versions,
             answer_tokens=sum(answer.tokens for answer in answers.values()) / len(answers),
+            clusters=clusters,
+            weights=weights,
         )
         timed += [(answers[question.id].tokens, name, question) for question in of_set]
     report = Report(

@@ -97,6 +97,8 @@ OPTIONS = {
         "--judge-runs",
         "--limit",
         "--timed",
+        "--baseline",
+        "--max-drop",
         "--manifest-sha256",
         "--trusted-key",
     },

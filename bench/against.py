@@ -1,0 +1,133 @@
+"""A build beside its baseline: both scored on the same sets, their difference shown, the gate's exit code.
+
+baseline: a bench folder, or a subject (its SUBJECT-bench is read, or made)
+build + baseline -> paired differences, gate.json -> 0 no worse, 1 worse, 2 cannot tell
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from bench.differences import compare, difference_lines
+from bench.gate import Limits, gate_json, gate_lines, judge_drop, read_limits
+from bench.report import Report, read_report
+from bench.run import NAME, bench_command
+from genrecal.core.console import console
+from genrecal.core.errors import BenchError, GenrecalError
+from genrecal.core.files import write_json
+
+GATE = "gate.json"
+# Exit codes 1 and 2 are the gate's verdicts here; an error leaves with the bench's own.
+VERDICTS = (1, 2)
+
+
+def bench_against(
+    path: Path,
+    *,
+    baseline: Path | None,
+    max_drop: Sequence[str],
+    sets: Mapping[str, Path],
+    output: Path,
+    device: str = "cpu",
+    manifest_sha256: str | None = None,
+    trusted_keys: tuple[str, ...] = (),
+    **options: Any,
+) -> int:
+    """What `genrecal bench` does, with a baseline or without.
+
+    Args:
+        path: the build, or any subject.
+        baseline: a bench folder, or a subject: where it has no SUBJECT-bench, it is scored first. None: the
+            subject is scored alone.
+        max_drop: "1.0" in points, "NAME=3" for one benchmark; empty: no gate.
+        sets: name of a benchmark -> its files.
+        output: the build's result folder; gate.json goes there too.
+        device: of the build; a baseline that must be scored runs on it too.
+        manifest_sha256, trusted_keys: of the build alone.
+        options: as `bench_command`, for both.
+
+    Returns: the exit code: the gate's, or 0 without a limit.
+
+    Raises:
+        BenchError: the two cannot be compared, or something that is needed for it failed.
+        GenrecalError: as `bench_command`.
+    """
+    own: dict[str, Any] = {
+        "device": device,
+        "manifest_sha256": manifest_sha256,
+        "trusted_keys": trusted_keys,
+    }
+    limits = read_limits(max_drop)
+    if baseline is None:
+        if limits is not None:
+            raise BenchError("a limit without a baseline", where="--max-drop", fix="Give --baseline too")
+        bench_command(path, sets=sets, output=output, **own, **options)
+        return 0
+    try:
+        # A verdict that is there after a crash must not be an earlier one.
+        (output / GATE).unlink(missing_ok=True)
+        # What is known to fail does so before hours of answering.
+        other = _saved(baseline)
+        if other is not None:
+            _require_sets(other, sets)
+        else:
+            other = _scored(baseline, sets=sets, device=device, **options)
+        build = bench_command(path, sets=sets, output=output, **own, **options)
+        return show_against(build, other, limits, output=output)
+    except GenrecalError as error:
+        if error.exit_code in VERDICTS:
+            raise BenchError(error.what, where=error.where, fix=error.fix) from None
+        raise
+    except OSError as error:
+        raise BenchError(str(error.strerror or error), where=error.filename) from None
+
+
+def show_against(build: Report, baseline: Report, limits: Limits | None, *, output: Path) -> int:
+    """Print the paired differences and the gate's verdict; write gate.json; the exit code.
+
+    Raises:
+        BenchError: the two cannot be compared.
+    """
+    compared = compare(build, baseline)
+    lines = difference_lines(compared, names=(build.name, baseline.name))
+    code = 0
+    if limits is not None:
+        gate = judge_drop(build, baseline, limits)
+        write_json(output / GATE, gate_json(gate))
+        lines += gate_lines(gate)
+        code = gate.exit_code
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+    return code
+
+
+def _saved(baseline: Path) -> Report | None:
+    for folder in (baseline, baseline.parent / f"{baseline.name}-bench"):
+        if (folder / NAME).is_file():
+            return read_report(folder)
+    return None
+
+
+def _require_sets(report: Report, sets: Mapping[str, Path]) -> None:
+    missing = [name for name in sets if name not in report.results]
+    if missing:
+        raise BenchError(
+            f"its bench has no score in '{missing[0]}'",
+            where=report.name,
+            fix="Bench the baseline on the same test sets first",
+        )
+
+
+def _scored(baseline: Path, *, device: str, **options: Any) -> Report:
+    if device == "jetson":
+        raise BenchError(
+            "has no bench results, and the device that answers is no place to make them",
+            where=baseline,
+            fix="Bench it on the machine that trained it, and give --baseline that folder",
+        )
+    output = baseline.parent / f"{baseline.name}-bench"
+    return bench_command(baseline, output=output, device=device, **options)
