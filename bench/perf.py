@@ -1,39 +1,51 @@
 """Latency, throughput, memory and size of one subject, measured in a process of its own.
 
-    queries -> request.json + images -> python -m bench.perf: open, warm up, answer one by one -> Perf
+    queries -> request.json + images -> python -m bench.timed: open, warm up, answer one by one -> Perf
 
 Its own process, because a peak of memory never falls again: two subjects in one process would share it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 import bench
-from bench.subject import open_subject, spec_from_json, spec_to_json
-from bench.types import Answer, Part, Query, SubjectSpec
-from genrecal.core.errors import BenchError, GenrecalError
+from bench.roofline import Bandwidth, Roofline
+from bench.subject import spec_to_json
+from bench.types import Part, Query, SubjectSpec
+from genrecal.core.errors import BenchError
 from genrecal.core.files import read_json, write_json
 
-WARM_UP = 2
 TIMEOUT_S = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyUse:
+    """Energy of the timed answers, and where it was read."""
+
+    gross_j: float  # per answer
+    net_j: float | None  # per answer, without what the machine takes when idle; None where that is unknown
+    gross_j_per_token: float
+    mean_w: float
+    idle_w: float | None  # with the model loaded
+    rail: str
+    rate_hz: float  # samples per second; below 10, short peaks are missed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Perf:
-    """How fast and how large a subject is, one query at a time, after warm-up."""
+    """How fast and how large a subject is, one query at a time, after warm-up.
+
+    Percentiles are over all answers of all runs. What could not be measured is None, and `missing` says why.
+    """
 
     queries: int
     first_token_s_p50: float  # from the decoded image and the text to the first token
@@ -46,6 +58,33 @@ class Perf:
     peak_memory_bytes: int  # resident, of the whole process with its libraries
     peak_gpu_bytes: int | None  # torch's allocations; None without torch on a GPU
     weights_bytes: int
+    warm_up: int = 0  # queries answered before, and not counted
+    runs: int = 1  # through all queries
+    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # figure -> runs' medians, ends
+    size_bytes: int | None = None  # of the whole folder
+    device_memory_bytes: int | None = None
+    device_memory_rule: str | None = None
+    energy: EnergyUse | None = None
+    roofline: Roofline | None = None
+    board: str | None = None  # a Jetson with its power mode and clocks
+    throttling: str | None = None  # on a Jetson: "none", or what slowed it down
+    missing: Mapping[str, str] = field(default_factory=dict)  # figure -> why there is none
+
+
+def perf_from_json(content: Mapping[str, Any]) -> Perf:
+    """A `Perf` from what `asdict` made of it.
+
+    Raises:
+        TypeError, KeyError: it is something else.
+    """
+    nested: dict[str, Any] = {}
+    if content.get("energy"):
+        nested["energy"] = EnergyUse(**content["energy"])
+    if content.get("roofline"):
+        line = content["roofline"]
+        nested["roofline"] = Roofline(**{**line, "bandwidth": Bandwidth(**line["bandwidth"])})
+    nested["spread"] = {name: (low, high) for name, (low, high) in content.get("spread", {}).items()}
+    return Perf(**{**content, **nested})
 
 
 def measure(spec: SubjectSpec, queries: Sequence[Query]) -> Perf:
@@ -66,7 +105,7 @@ def measure(spec: SubjectSpec, queries: Sequence[Query]) -> Perf:
         paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
             process = subprocess.run(
-                [sys.executable, "-m", "bench.perf", str(folder)],
+                [sys.executable, "-m", "bench.timed", str(folder)],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 capture_output=True,
                 text=True,
@@ -79,33 +118,7 @@ def measure(spec: SubjectSpec, queries: Sequence[Query]) -> Perf:
             lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
             killed = " (killed: out of memory?)" if process.returncode == -9 else ""
             raise BenchError(f"timing failed{killed}: {lines[-1]}", where=spec.name)
-        return Perf(**read_json(folder / "perf.json"))
-
-
-def summarise(answers: Sequence[Answer], *, memory: int, gpu: int | None, weights: int) -> Perf:
-    """The percentiles of timed answers; each has a time to its first token."""
-    first = [answer.first_token_s for answer in answers if answer.first_token_s is not None]
-    if len(first) != len(answers):
-        raise BenchError("an answer came without its time to the first token", where="perf")
-    speeds = [
-        (answer.tokens - 1) / (answer.total_s - at)
-        for answer, at in zip(answers, first, strict=True)
-        if answer.tokens > 1
-    ]
-    totals = [answer.total_s for answer in answers]
-    return Perf(
-        queries=len(answers),
-        first_token_s_p50=float(np.percentile(first, 50)),
-        first_token_s_p95=float(np.percentile(first, 95)),
-        total_s_p50=float(np.percentile(totals, 50)),
-        total_s_p95=float(np.percentile(totals, 95)),
-        tokens_per_s_p50=float(np.percentile(speeds, 50)) if speeds else None,
-        tokens_per_s_p95=float(np.percentile(speeds, 95)) if speeds else None,
-        answer_tokens_mean=float(np.mean([answer.tokens for answer in answers])),
-        peak_memory_bytes=memory,
-        peak_gpu_bytes=gpu,
-        weights_bytes=weights,
-    )
+        return perf_from_json(read_json(folder / "perf.json"))
 
 
 def peak_memory_bytes() -> int:
@@ -128,47 +141,3 @@ def _store(part: Part, folder: Path, number: int) -> dict[str, str]:
     path = folder / f"{number}-{len(list(folder.glob(f'{number}-*')))}.png"
     part.save(path)
     return {"image": str(path)}
-
-
-def _restore(part: dict[str, str]) -> Part:
-    if "text" in part:
-        return part["text"]
-    with Image.open(part["image"]) as image:
-        return image.convert("RGB")
-
-
-def _serve(folder: Path) -> None:
-    request = read_json(folder / "request.json")
-    queries = [
-        Query(id=asked["id"], parts=tuple(_restore(part) for part in asked["parts"]))
-        for asked in request["queries"]
-    ]
-    subject = open_subject(spec_from_json(request["spec"]))
-    for number in range(WARM_UP):
-        subject.answer([queries[number % len(queries)]])
-    answers = []
-    for query in queries:
-        # A build keeps images and prompts: warmed up with, a query would be timed as a second question.
-        subject.forget()
-        answers += subject.answer([query])
-    perf = summarise(
-        answers, memory=peak_memory_bytes(), gpu=_peak_gpu_bytes(), weights=subject.facts.weights_bytes
-    )
-    write_json(folder / "perf.json", asdict(perf))
-
-
-def _peak_gpu_bytes() -> int | None:
-    # A build runs without torch; asking for it here would import it.
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return int(torch.cuda.max_memory_allocated())
-
-
-if __name__ == "__main__":
-    try:
-        _serve(Path(sys.argv[1]))
-    except GenrecalError as error:
-        # The parent reads the last line of stderr.
-        print(json.dumps(str(error), ensure_ascii=False)[1:-1], file=sys.stderr)
-        sys.exit(error.exit_code)

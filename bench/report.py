@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.perf import Perf
+from bench.perf import Perf, perf_from_json
 from bench.stats import Interval
 from bench.types import Facts, Group, Score
 from genrecal.core.console import console
@@ -74,7 +74,7 @@ def read_report(path: Path) -> Report:
                 **content,
                 "facts": Facts(**content["facts"]),
                 "results": results,
-                "perf": Perf(**content["perf"]) if content["perf"] else None,
+                "perf": perf_from_json(content["perf"]) if content["perf"] else None,
             }
         )
     except (GenrecalError, KeyError, TypeError, AttributeError) as error:

@@ -201,6 +201,6 @@ def test_percentiles_by_hand():
         Answer(text="", tokens=5, prompt_tokens=1, first_token_s=1.0, total_s=3.0),
         Answer(text="", tokens=1, prompt_tokens=1, first_token_s=2.0, total_s=2.0),
     ]
-    perf = summarise(answers, memory=1, gpu=None, weights=1)
+    perf = summarise([answers], memory=1, gpu=None, weights=1)
     assert (perf.first_token_s_p50, perf.total_s_p50, perf.tokens_per_s_p50) == (1.5, 2.5, 2.0)
-    assert summarise(answers[1:], memory=1, gpu=None, weights=1).tokens_per_s_p50 is None
+    assert summarise([answers[1:]], memory=1, gpu=None, weights=1).tokens_per_s_p50 is None
