@@ -511,10 +511,9 @@ def bench(
     trusted_key: TrustedKeys = None,
 ) -> None:
     """Score a checkpoint or a build on benchmarks, and measure its speed, memory and size."""
-    from bench.run import bench_command, named_sets
-    from genrecal.data.subject_overlap import find_overlap
     from bench.against import bench_against
     from bench.run import named_sets
+    from genrecal.data.subject_overlap import find_overlap
 
     code = bench_against(
         subject,
@@ -538,6 +537,20 @@ def bench(
     )
     if code:
         raise typer.Exit(code)
+
+
+@app.command(epilog="Example: `genrecal report runs/a/student-bench runs/a/build-int8-bench --output report`")
+def report(
+    benches: Annotated[
+        list[Path], typer.Argument(help="Bench folders; the others are compared with the first.")
+    ],
+    output: Annotated[Path, typer.Option(help="Where report.html, report.md and report.json go.")],
+    json: Annotated[bool, typer.Option("--json", help="Print report.json, and nothing else.")] = False,
+) -> None:
+    """One offline page of several benches: scores, differences, cost, frontier, samples."""
+    from bench.against import report_command
+
+    report_command(benches, output, as_json=json)
 
 
 @app.command(epilog="Example: `genrecal demo --seeds 3`")

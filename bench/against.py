@@ -6,6 +6,7 @@ build + baseline -> paired differences, gate.json -> 0 no worse, 1 worse, 2 cann
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 from rich.text import Text
 
 from bench.differences import compare, difference_lines
-from bench.gate import Limits, gate_json, gate_lines, judge_drop, read_limits
+from bench.gate import Gate, Limits, gate_json, gate_lines, judge_drop, read_limits
+from bench.page import PAGE, open_benches, told_apart, write_page
 from bench.report import Report, read_report
 from bench.run import NAME, bench_command
+from bench.samples import Opened
 from genrecal.core.console import console
 from genrecal.core.errors import BenchError, GenrecalError
 from genrecal.core.files import write_json
@@ -77,7 +80,11 @@ def bench_against(
         else:
             other = _scored(baseline, sets=sets, device=device, **options)
         build = bench_command(path, sets=sets, output=output, **own, **options)
-        return show_against(build, other, limits, output=output)
+        gate = show_against(build, other, limits, output=output)
+        both = [Opened(folder=_folder_of(baseline), report=other), Opened(folder=output, report=build)]
+        write_page(told_apart(both), output, gate=gate)
+        console.print(f"report: {output / PAGE}")
+        return gate.exit_code if gate else 0
     except GenrecalError as error:
         if error.exit_code in VERDICTS:
             raise BenchError(error.what, where=error.where, fix=error.fix) from None
@@ -86,30 +93,44 @@ def bench_against(
         raise BenchError(str(error.strerror or error), where=error.filename) from None
 
 
-def show_against(build: Report, baseline: Report, limits: Limits | None, *, output: Path) -> int:
-    """Print the paired differences and the gate's verdict; write gate.json; the exit code.
+def show_against(build: Report, baseline: Report, limits: Limits | None, *, output: Path) -> Gate | None:
+    """Print the paired differences and the gate's verdict, and write gate.json.
 
     Raises:
         BenchError: the two cannot be compared.
     """
-    compared = compare(build, baseline)
-    lines = difference_lines(compared, names=(build.name, baseline.name))
-    code = 0
+    lines = difference_lines(compare(build, baseline), names=(build.name, baseline.name))
+    gate = None
     if limits is not None:
         gate = judge_drop(build, baseline, limits)
         write_json(output / GATE, gate_json(gate))
         lines += gate_lines(gate)
-        code = gate.exit_code
     for line in lines:
         console.print(Text(line), soft_wrap=True)
-    return code
+    return gate
+
+
+def report_command(folders: Sequence[Path], output: Path, *, as_json: bool = False) -> None:
+    """What `genrecal report` does: one page of several bench folders, the first of which is the baseline.
+
+    Raises:
+        BenchError: a folder holds no bench, or two cannot be compared.
+    """
+    data = write_page(open_benches(folders), output)
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        console.print(f"report: {output / PAGE}")
+
+
+def _folder_of(baseline: Path) -> Path:
+    """The bench folder that a baseline is or has."""
+    return baseline if (baseline / NAME).is_file() else baseline.parent / f"{baseline.name}-bench"
 
 
 def _saved(baseline: Path) -> Report | None:
-    for folder in (baseline, baseline.parent / f"{baseline.name}-bench"):
-        if (folder / NAME).is_file():
-            return read_report(folder)
-    return None
+    folder = _folder_of(baseline)
+    return read_report(folder) if (folder / NAME).is_file() else None
 
 
 def _require_sets(report: Report, sets: Mapping[str, Path]) -> None:
@@ -129,5 +150,4 @@ def _scored(baseline: Path, *, device: str, **options: Any) -> Report:
             where=baseline,
             fix="Bench it on the machine that trained it, and give --baseline that folder",
         )
-    output = baseline.parent / f"{baseline.name}-bench"
-    return bench_command(baseline, output=output, device=device, **options)
+    return bench_command(baseline, output=_folder_of(baseline), device=device, **options)

@@ -38,14 +38,22 @@ class Compared:
     titles: Mapping[str, str]
 
 
-def compare(build: Report, baseline: Report, *, seed: int = 0) -> Compared:
+def compare(build: Report, baseline: Report, *, whole: bool = True, seed: int = 0) -> Compared:
     """The paired difference in every benchmark of `build`.
+
+    Args:
+        build: what is compared.
+        baseline: what it is compared with.
+        whole: refuse a benchmark that one of them lacks or has no complete score in; else leave it out.
+        seed: of the draws.
 
     Raises:
         BenchError: a benchmark is missing in `baseline`, is incomplete, or differs in a choice or its ids.
     """
     differences, draws, titles = {}, {}, {}
     for place, (name, result) in enumerate(sorted(build.results.items())):
+        if not whole and not (_complete(baseline, name) and _complete(build, name)):
+            continue
         if name not in baseline.results:
             raise BenchError(
                 f"has no score in '{name}', the build has",
@@ -71,9 +79,13 @@ def compare(build: Report, baseline: Report, *, seed: int = 0) -> Compared:
             left_out=left_out,
         )
         titles[name] = result.score.title
-    if not differences:
+    if whole and not differences:
         raise BenchError("has no scores", where=build.name)
     return Compared(differences=differences, draws=draws, titles=titles)
+
+
+def _complete(report: Report, name: str) -> bool:
+    return name in report.results and report.results[name].score.score is not None
 
 
 def require_same_questions(one: Result, other: Result, *, names: tuple[str, str]) -> None:
@@ -126,7 +138,7 @@ def difference_lines(compared: Compared, *, names: tuple[str, str]) -> list[str]
         line += f", same score in {100 * difference.agreement:.1f}% of {difference.n}"
         if difference.clusters < difference.n:
             line += f" ({difference.clusters} images)"
-        line += f", smallest shown {100 * difference.smallest_shown:.1f}"
+        line += f", smallest shown {smallest(difference.smallest_shown)}"
         if difference.left_out:
             line += f", {difference.left_out} unscored left out"
         lines.append(line)
@@ -137,3 +149,8 @@ def points(share: float) -> str:
     """A difference in points with its sign; a zero has none."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def smallest(share: float) -> str:
+    """The smallest difference that a set shows, in points; a set of a few questions shows none."""
+    return f"{100 * share:.1f}" if share <= 1 else "none"

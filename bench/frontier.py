@@ -45,9 +45,8 @@ def mean_scores(reports: Sequence[Report]) -> tuple[dict[str, float], tuple[str,
         {name: one.score.score for name, one in report.results.items() if one.score.score is not None}
         for report in reports
     ]
-    shared = (
-        tuple(name for name in of_each[0] if all(name in scores for scores in of_each)) if of_each else ()
-    )
+    first = of_each[0] if of_each else {}
+    shared = tuple(name for name in first if all(name in scores for scores in of_each))
     if not shared:
         return {}, ()
     means = {

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.differences import compare, points
+from bench.differences import compare, points, smallest
 from bench.paired import ALPHA, smallest_shown
 from bench.report import Report
 from bench.stats import Interval, interval_of
@@ -152,7 +152,7 @@ def gate_lines(gate: Gate) -> list[str]:
             f", allowed {points(-part.allowed_drop)}: {part.verdict}"
         )
         if part.verdict == CANNOT_TELL:
-            line += f" (the smallest difference that this set shows: {100 * part.smallest_shown:.1f})"
+            line += f" (the smallest difference that this set shows: {smallest(part.smallest_shown)})"
         lines.append(line)
     lines.append(f"gate: {gate.verdict} (exit code {gate.exit_code})")
     return lines

@@ -35,6 +35,7 @@ class Result:
     versions: Mapping[str, str]
     answer_tokens: float  # mean
     clusters: Mapping[str, str] = field(default_factory=dict)  # question -> cluster of a shared image
+    path: str = ""  # of the set, absolute: where the questions are read again to be shown
     weights: Mapping[str, float] = field(default_factory=dict)  # question -> weight; empty: all alike
 
 

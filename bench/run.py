@@ -21,15 +21,15 @@ from bench.judge import Judge, OfflineJudge
 from bench.llm_judge import PROMPT, LLMJudge, endpoint_from, read_prompt
 from bench.part import part_of
 from bench.perf import Perf, measure
+from bench.readings import write_readings
 from bench.report import Report, Result, print_reports, write_markdown
-from bench.scoring import require_unique, score, template_sha256
+from bench.scoring import require_unique, score_and_outcome, template_sha256
 from bench.subject import open_subject, spec_to_json
 from bench.task import OFFICIAL, Choices, Row, Task
 from bench.tasks import TASKS, task_named
 from bench.types import Answer, Query, Subject, SubjectSpec
-from genrecal.core.console import console, errors, progress
 from bench.units import clusters_of, score_interval, weights_of
-from genrecal.core.console import console, progress
+from genrecal.core.console import console, errors, progress
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_file, write_json
 from genrecal.core.manifest import installed_versions
@@ -104,9 +104,10 @@ def run_bench(
         )
         replies = {row: answer.text for row, answer in answers.items()}
         generation = "greedy" if subject.spec.greedy else "model"
-        scored = score(task, of_set, replies, choices, generation=generation)
+        scored, outcome = score_and_outcome(task, of_set, replies, choices, generation=generation)
         if found:
             scored = replace(scored, details={**scored.details, "overlap": found.get(name, found)})
+        write_readings(output, name, outcome)
         clusters, weights = clusters_of(of_set), weights_of(of_set, scored)
         results[name] = Result(
             score=scored,
@@ -118,6 +119,7 @@ def run_bench(
             versions=versions,
             answer_tokens=sum(answer.tokens for answer in answers.values()) / len(answers),
             clusters=clusters,
+            path=str(sets[name].resolve()),
             weights=weights,
         )
         timed += [(answers[question.id].tokens, name, question) for question in of_set]

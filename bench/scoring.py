@@ -38,6 +38,13 @@ Rule = Callable[[Row, str], Mark]
 def score(
     task: Task, rows: Sequence[Row], replies: Mapping[str, str], choices: Choices, *, generation: str
 ) -> Score:
+    """The score of `score_and_outcome` alone."""
+    return score_and_outcome(task, rows, replies, choices, generation=generation)[0]
+
+
+def score_and_outcome(
+    task: Task, rows: Sequence[Row], replies: Mapping[str, str], choices: Choices, *, generation: str
+) -> tuple[Score, Outcome]:
     """Score replies and label the score with all that was chosen.
 
     Args:
@@ -59,7 +66,7 @@ def score(
     require_unique((row.id for row in rows), where=task.title)
     require_answers(rows, replies, where=task.title)
     outcome = task.score(rows, replies, choices)
-    return Score(
+    labelled = Score(
         title=column(outcome.title or task.title, choices.compat),
         benchmark=task.name,
         version=task.version,
@@ -75,6 +82,7 @@ def score(
         hits=outcome.hits,
         details={"rule": task.rule if choices.compat == OFFICIAL else choices.compat, **outcome.details},
     )
+    return labelled, outcome
 
 
 def column(title: str, compat: str) -> str:
@@ -155,7 +163,8 @@ def average(rows: Sequence[Row], marks: Mapping[str, Mark], *, macro: str | None
         }
     if macro is not None:
         details |= {"mean_of": macro, "mean_of_rows": micro}
-    return Outcome(score=value, hits=hits, groups=groups, details=details)
+    read = {name: mark.read for name, mark in marks.items()}
+    return Outcome(score=value, hits=hits, groups=groups, details=details, read=read)
 
 
 def grouped(rows: Sequence[Row], hits: Mapping[str, float]) -> dict[str, dict[str, Group]]:

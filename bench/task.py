@@ -74,6 +74,8 @@ class Outcome:
     details: Mapping[str, Any] = field(default_factory=dict)
     judge: Mapping[str, Any] | None = None
     title: str | None = None  # where it is not the task's
+    read: Mapping[str, str] = field(default_factory=dict)  # row -> what the rule took for the answer
+    words: Mapping[str, str] = field(default_factory=dict)  # row -> what the judge said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,7 @@ OPTIONS = {
         "--manifest-sha256",
         "--trusted-key",
     },
+    "report": {"--output", "--json"},
     "demo": {"--seeds", "--output", "--config", "--set"},
     "figures": {"--output", "--format", "--baseline"},
     "data get": {"--output", "--revision"},

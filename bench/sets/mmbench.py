@@ -99,6 +99,7 @@ def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> 
         score=sum(hits.values()) / len(hits),
         hits=hits,
         groups=groups,
+        read={name: letter or "" for name, letter in letters.items()},
         details={
             "rows": len(rows),
             "unparsed_rows": sum(letter is None for letter in letters.values()),

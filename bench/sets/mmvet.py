@@ -84,6 +84,7 @@ def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> 
             "judge": dict(judge.facts),
         },
         judge=dict(judge.facts),
+        words={row.id: "; ".join(_words(grades[row.id]) for grades in by_run) for row in rows},
         title=judge.title if rows[0].facts["version"] == 1 else judge.title.replace("MM-Vet", "MM-Vet v2"),
     )
 
@@ -92,6 +93,10 @@ def _asked(row: Row) -> str:
     """What the judge is shown of a question: v2 writes <image> where an image stands."""
     pieces = row.question.split(IMAGE_MARK) if row.facts["version"] > 1 else [row.question]
     return "".join("<image>" if piece.endswith(IMAGE_ENDINGS) else piece for piece in pieces)
+
+
+def _words(grade: Grade) -> str:
+    return f"{'unscored' if grade.score is None else grade.score}: {grade.reason}"
 
 
 def _mean(grades: Mapping[str, Grade], ids: Sequence[str]) -> float | None:

@@ -13,6 +13,7 @@ from edge import build as layout
 from genrecal.core.files import write_json
 from genrecal.core.manifest import write_manifest
 from genrecal.export.onnx_graphs import export_graphs
+from tests.bench.scripted import three_benches
 from tests.bench.tiny_sets import COLOURS, mmb_row, mmmu_row, mmvet_row, write_mmb, write_mmmu, write_mmvet
 from tests.tiny import TinyPair, sharpen
 
@@ -75,3 +76,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ).parent,
         "mmvet": write_mmvet(folder / "mm-vet", mmvet),
     }
+
+
+@pytest.fixture(scope="session")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return three_benches(tmp_path_factory.mktemp("benches"))
