@@ -45,7 +45,8 @@ def cost_rows(report: Report) -> list[tuple[str, str, str]]:
     else:
         rows.append(("share of the roofline", NO_FIGURE, perf.missing.get("roofline", "not measured")))
     size = _megabytes(perf.size_bytes) if perf.size_bytes is not None else NO_FIGURE
-    rows.append(("size on disk", size, f"weights {_megabytes(perf.weights_bytes)}, {report.facts.precision}"))
+    weights = _megabytes(perf.weights_bytes) if perf.weights_bytes is not None else "not known"
+    rows.append(("size on disk", size, f"weights {weights}, {report.facts.precision}"))
     if perf.board is not None:
         rows.append(("board", perf.board, f"throttling: {perf.throttling}"))
     return rows

@@ -25,7 +25,11 @@ COSTS: dict[str, Cost] = {
     "energy": Cost(
         title="energy of an answer", unit="J", of=lambda perf: perf.energy.gross_j if perf.energy else None
     ),
-    "size": Cost(title="weights on disk", unit="MB", of=lambda perf: perf.weights_bytes / 1e6),
+    "size": Cost(
+        title="weights on disk",
+        unit="MB",
+        of=lambda perf: perf.weights_bytes / 1e6 if perf.weights_bytes else None,
+    ),
 }
 
 

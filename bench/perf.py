@@ -57,7 +57,7 @@ class Perf:
     answer_tokens_mean: float
     peak_memory_bytes: int  # resident, of the whole process with its libraries
     peak_gpu_bytes: int | None  # torch's allocations; None without torch on a GPU
-    weights_bytes: int
+    weights_bytes: int | None  # None: the subject has no files here
     warm_up: int = 0  # queries answered before, and not counted
     runs: int = 1  # through all queries
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # figure -> runs' medians, ends

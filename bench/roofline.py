@@ -49,13 +49,15 @@ class Roofline:
     share: float
 
 
-def decoder_bytes(path: Path, facts: Facts) -> int | None:
+def decoder_bytes(path: Path | None, facts: Facts) -> int | None:
     """Bytes of weights that one generated token reads; None where the folder does not tell.
 
     Of a build the decoder's graph with its head, as it is on disk. Of a checkpoint every parameter but those
     of vision and of the input embedding, which one row is taken from, in the precision that it runs in; a
     head that shares the embedding's weights reads them all.
     """
+    if path is None:
+        return None
     if facts.kind == "build":
         content = read_json(path / MANIFEST)
         graph = content["graphs"][DECODER]

@@ -49,7 +49,7 @@ def serve(folder: Path) -> None:
     missing: dict[str, str] = {}
     perf = replace(
         perf,
-        size_bytes=sum(file.stat().st_size for file in spec.path.rglob("*") if file.is_file()),
+        size_bytes=_folder_bytes(spec.path),
         **costs(perf, whole.result(), work.result(), device=spec.device, missing=missing),
         roofline=_roofline(subject, perf, missing),
         missing=missing,
@@ -58,7 +58,7 @@ def serve(folder: Path) -> None:
 
 
 def summarise(
-    runs: Sequence[Sequence[Answer]], *, memory: int, gpu: int | None, weights: int, **more: Any
+    runs: Sequence[Sequence[Answer]], *, memory: int, gpu: int | None, weights: int | None, **more: Any
 ) -> Perf:
     """The percentiles of timed answers, which each have a time to their first token.
 
@@ -142,6 +142,13 @@ def costs(
     else:
         fields |= {"device_memory_bytes": whole.memory_bytes, "device_memory_rule": whole.memory_rule}
     return fields
+
+
+def _folder_bytes(path: Path | None) -> int | None:
+    """The size of a subject's folder; None where it has none on this machine."""
+    if path is None:
+        return None
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _timed(subject: Subject, query: Query) -> Answer:

@@ -107,7 +107,9 @@ class Watch:
         return Watched(
             energy=report.energy,
             memory_bytes=taken,
-            memory_rule="most that was taken of the board's memory (MemAvailable)" if taken else None,
+            memory_rule="most that was taken of the board's memory (MemAvailable)"
+            if taken is not None
+            else None,
             board=_described(board) if board else None,
             throttling=report.throttling.describe(),
         )
