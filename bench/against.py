@@ -19,6 +19,8 @@ from bench.page import PAGE, open_benches, told_apart, write_page
 from bench.report import Report, read_report
 from bench.run import NAME, bench_command
 from bench.samples import Opened
+from bench.subject import default_output, spec_of
+from bench.types import Remote
 from genrecal.core.console import console
 from genrecal.core.errors import BenchError, GenrecalError
 from genrecal.core.files import write_json
@@ -29,13 +31,17 @@ VERDICTS = (1, 2)
 
 
 def bench_against(
-    path: Path,
+    subject: str | Path,
     *,
     baseline: Path | None,
     max_drop: Sequence[str],
     sets: Mapping[str, Path],
-    output: Path,
+    output: Path | None = None,
     device: str = "cpu",
+    adapter: Path | None = None,
+    processes: int = 1,
+    model: str | None = None,
+    remote: Remote | None = None,
     manifest_sha256: str | None = None,
     trusted_keys: tuple[str, ...] = (),
     **options: Any,
@@ -43,14 +49,14 @@ def bench_against(
     """What `genrecal bench` does, with a baseline or without.
 
     Args:
-        path: the build, or any subject.
+        subject: a build's folder, or any subject.
         baseline: a bench folder, or a subject: where it has no SUBJECT-bench, it is scored first. None: the
             subject is scored alone.
         max_drop: "1.0" in points, "NAME=3" for one benchmark; empty: no gate.
         sets: name of a benchmark -> its files.
-        output: the build's result folder; gate.json goes there too.
-        device: of the build; a baseline that must be scored runs on it too.
-        manifest_sha256, trusted_keys: of the build alone.
+        output: the subject's result folder, where gate.json goes too; None: beside the subject.
+        device: of the subject; a baseline that must be scored runs on it too.
+        adapter, processes, model, remote, manifest_sha256, trusted_keys: of the subject alone.
         options: as `bench_command`, for both.
 
     Returns: the exit code: the gate's, or 0 without a limit.
@@ -61,14 +67,19 @@ def bench_against(
     """
     own: dict[str, Any] = {
         "device": device,
+        "adapter": adapter,
+        "processes": processes,
+        "model": model,
+        "remote": remote,
         "manifest_sha256": manifest_sha256,
         "trusted_keys": trusted_keys,
     }
     limits = read_limits(max_drop)
+    output = output or default_output(spec_of(subject, **own))
     if baseline is None:
         if limits is not None:
             raise BenchError("a limit without a baseline", where="--max-drop", fix="Give --baseline too")
-        bench_command(path, sets=sets, output=output, **own, **options)
+        bench_command(subject, sets=sets, output=output, **own, **options)
         return 0
     try:
         # A verdict that is there after a crash must not be an earlier one.
@@ -79,7 +90,7 @@ def bench_against(
             _require_sets(other, sets)
         else:
             other = _scored(baseline, sets=sets, device=device, **options)
-        build = bench_command(path, sets=sets, output=output, **own, **options)
+        build = bench_command(subject, sets=sets, output=output, **own, **options)
         gate = show_against(build, other, limits, output=output)
         both = [Opened(folder=_folder_of(baseline), report=other), Opened(folder=output, report=build)]
         write_page(told_apart(both), output, gate=gate)

@@ -26,7 +26,7 @@ def cost_rows(report: Report) -> list[tuple[str, str, str]]:
     rows.append(
         (
             "device memory",
-            _megabytes(memory) if memory is not None else NO_FIGURE,
+            _megabytes(memory),
             perf.device_memory_rule or perf.missing.get("device memory", "not measured"),
         )
     )
@@ -64,5 +64,5 @@ def _spread(perf: Perf, figure: str) -> str:
     return f"medians of the runs: {number(factor * low)} to {number(factor * high)}{unit}"
 
 
-def _megabytes(size: int) -> str:
-    return f"{number(size / 1e6)} MB"
+def _megabytes(size: int | None) -> str:
+    return NO_FIGURE if size is None else f"{number(size / 1e6)} MB"

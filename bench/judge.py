@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bench.null_model import null_scores
+
 AND, OR = "<AND>", "<OR>"
 
 
@@ -24,6 +26,7 @@ class JudgeItem:
     question: str
     reference: str  # with <AND> and <OR>
     reply: str
+    bordered: bool = False  # its table is MM-Vet v2's, with outer borders; images in its question are <image>
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,8 @@ class Grade:
     """A correctness from 0 to 1 in `score`; None: no grade could be had, and `reason` says why."""
 
     score: float | None
-    reason: str
+    reason: str  # else the judge's words
+    unreachable: bool = False  # there was no connection to the judge
 
 
 class Judge(Protocol):
@@ -49,6 +53,10 @@ class Judge(Protocol):
 
     def grade(self, items: Sequence[JudgeItem], *, run: int) -> list[Grade]:
         """A grade for each item, in their order; `run` tells repeated gradings apart."""
+        ...
+
+    def beside(self, items: Sequence[JudgeItem]) -> Mapping[str, Any]:
+        """What a score reports beside its figure: what this judge gives to answers that say nothing."""
         ...
 
 
@@ -79,6 +87,9 @@ class OfflineJudge:
 
     def grade(self, items: Sequence[JudgeItem], *, run: int) -> list[Grade]:
         return [Grade(score=match(item.reply, item.reference), reason="offline rules") for item in items]
+
+    def beside(self, items: Sequence[JudgeItem]) -> Mapping[str, Any]:
+        return {"null_model": {"prompt": null_scores(items, lambda asked: self.grade(asked, run=0))}}
 
 
 def match(reply: str, reference: str) -> float:

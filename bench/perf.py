@@ -8,7 +8,6 @@ Its own process, because a peak of memory never falls again: two subjects in one
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -55,7 +54,7 @@ class Perf:
     tokens_per_s_p50: float | None  # after the first token; None where no answer had a second one
     tokens_per_s_p95: float | None
     answer_tokens_mean: float
-    peak_memory_bytes: int  # resident, of the whole process with its libraries
+    peak_memory_bytes: int | None  # resident, of the whole process that answers; None: it is out of sight
     peak_gpu_bytes: int | None  # torch's allocations; None without torch on a GPU
     weights_bytes: int | None  # None: the subject has no files here
     warm_up: int = 0  # queries answered before, and not counted
@@ -119,20 +118,6 @@ def measure(spec: SubjectSpec, queries: Sequence[Query]) -> Perf:
             killed = " (killed: out of memory?)" if process.returncode == -9 else ""
             raise BenchError(f"timing failed{killed}: {lines[-1]}", where=spec.name)
         return perf_from_json(read_json(folder / "perf.json"))
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held resident.
-
-    Linux keeps it for each address space in VmHWM; getrusage would also count the parent that started us.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _store(part: Part, folder: Path, number: int) -> dict[str, str]:

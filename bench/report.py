@@ -101,11 +101,11 @@ def grid(reports: Sequence[Report]) -> Grid:
             (
                 report.name,
                 *(_cell(by_title.get(title)) for title in titles),
-                f"{report.facts.weights_bytes / 1e6:.2f}",
+                f"{report.facts.weights_bytes / 1e6:.2f}" if report.facts.weights_bytes else NO_FIGURE,
                 report.facts.precision,
                 f"{perf.first_token_s_p50 * 1e3:.0f}" if perf else NO_FIGURE,
                 f"{perf.tokens_per_s_p50:.0f}" if perf and perf.tokens_per_s_p50 else NO_FIGURE,
-                f"{perf.peak_memory_bytes / 1e6:.0f}" if perf else NO_FIGURE,
+                f"{perf.peak_memory_bytes / 1e6:.0f}" if perf and perf.peak_memory_bytes else NO_FIGURE,
             )
         )
         notes += [note for title, result in by_title.items() if (note := _note(report.name, title, result))]

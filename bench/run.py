@@ -15,21 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import answering
+from bench.answering import answer_all
+from bench.chat import endpoint_from
 from bench.images import questions_of
-from bench.journal import append_lines, read_lines
 from bench.judge import Judge, OfflineJudge
-from bench.llm_judge import PROMPT, LLMJudge, endpoint_from, read_prompt
+from bench.judge_prompt import read_prompt
+from bench.llm_judge import LLMJudge
 from bench.part import part_of
 from bench.perf import Perf, measure
 from bench.readings import write_readings
 from bench.report import Report, Result, print_reports, write_markdown
-from bench.scoring import require_unique, score_and_outcome, template_sha256
-from bench.subject import open_subject, spec_to_json
+from bench.scoring import score_and_outcome, template_sha256
+from bench.subject import default_output, open_subject, spec_of, spec_to_json
 from bench.task import OFFICIAL, Choices, Row, Task
 from bench.tasks import TASKS, task_named
-from bench.types import Answer, Query, Subject, SubjectSpec
+from bench.types import Answer, Remote, Subject
 from bench.units import clusters_of, score_interval, weights_of
-from genrecal.core.console import console, errors, progress
+from genrecal.core.console import console, errors
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_file, write_json
 from genrecal.core.manifest import installed_versions
@@ -75,7 +78,7 @@ def run_bench(
     Raises:
         BenchError, DataError: a set cannot be used, or `output` holds answers of another run.
     """
-    tasks = _tasks_of(sets, compat)
+    tasks = tasks_of(sets, compat)
     if judge_runs < 1:
         raise BenchError(f"{judge_runs} judge runs", where="bench", fix="Ask for one or more")
     choices = Choices(
@@ -87,40 +90,35 @@ def run_bench(
     # Every set is read before the first answer, so that a bad file shows at once.
     questions = {name: part_of(task.load(sets[name]), limit) for name, task in tasks.items()}
     found = _overlap(subject, questions, overlap)
-    versions = installed_versions()
     results: dict[str, Result] = {}
     timed: list[tuple[int, str, Row]] = []
     for name, of_set in questions.items():
         task = tasks[name]
-        prompt_sha256 = template_sha256(task)
         data_sha256 = digest(of_set)
-        answers = _answer_all(
-            subject,
+        header = {
+            "subject": subject.fingerprint,
+            "prompt": template_sha256(task),
+            "data": data_sha256,
+            "set": name,
+            "source": str(sets[name].resolve()),
+            "limit": limit,
+            "name": subject.spec.name,
+            "spec": spec_to_json(subject.spec),
+            "facts": asdict(subject.facts),
+        }
+        answers = answer_all(subject, task, of_set, journal_of(output, name), header=header, quiet=quiet)
+        results[name] = result_of(
             task,
             of_set,
-            journal_of(output, name),
-            header={"subject": subject.fingerprint, "prompt": prompt_sha256, "data": data_sha256},
-            quiet=quiet,
-        )
-        replies = {row: answer.text for row, answer in answers.items()}
-        generation = "greedy" if subject.spec.greedy else "model"
-        scored, outcome = score_and_outcome(task, of_set, replies, choices, generation=generation)
-        if found:
-            scored = replace(scored, details={**scored.details, "overlap": found.get(name, found)})
-        write_readings(output, name, outcome)
-        clusters, weights = clusters_of(of_set), weights_of(of_set, scored)
-        results[name] = Result(
-            score=scored,
-            interval=score_interval(scored, clusters, weights, seed=seed),
-            source=sets[name].name,
+            answers,
+            choices,
+            generation="greedy" if subject.spec.greedy else "model",
+            settings=subject.facts.generation,
+            more={"overlap": found.get(name, found)} if found else {},
+            path=sets[name],
             data_sha256=data_sha256,
-            prompt_sha256=prompt_sha256,
-            generation=subject.facts.generation,
-            versions=versions,
-            answer_tokens=sum(answer.tokens for answer in answers.values()) / len(answers),
-            clusters=clusters,
-            path=str(sets[name].resolve()),
-            weights=weights,
+            output=output,
+            seed=seed,
         )
         timed += [(answers[question.id].tokens, name, question) for question in of_set]
     report = Report(
@@ -131,26 +129,86 @@ def run_bench(
         results=results,
         perf=_time(subject, timed, timed_queries),
     )
+    write_report(report, output, quiet=quiet)
+    return report
+
+
+def result_of(
+    task: Task,
+    rows: Sequence[Row],
+    answers: Mapping[str, Answer],
+    choices: Choices,
+    *,
+    generation: str,
+    settings: Mapping[str, Any],
+    path: Path,
+    data_sha256: str,
+    output: Path,
+    more: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Result:
+    """Score answers, label the score and write what the rule read in each reply.
+
+    The same for answers that just came and for saved ones.
+
+    Args:
+        answers: row id -> answer.
+        generation: model or greedy.
+        settings: of generation, as they were.
+        path: the set's file or folder.
+        data_sha256: `digest` of the rows.
+        output: the result folder.
+        more: further details of the score.
+        seed: of the bootstrap.
+    """
+    replies = {row: answer.text for row, answer in answers.items()}
+    scored, outcome = score_and_outcome(task, rows, replies, choices, generation=generation)
+    scored = replace(scored, details={**scored.details, **(more or {})})
+    write_readings(output, scored.benchmark, outcome)
+    clusters, weights = clusters_of(rows), weights_of(rows, scored)
+    return Result(
+        score=scored,
+        interval=score_interval(scored, clusters, weights, seed=seed),
+        source=path.name,
+        data_sha256=data_sha256,
+        prompt_sha256=template_sha256(task),
+        generation=settings,
+        versions=installed_versions(),
+        answer_tokens=sum(answer.tokens for answer in answers.values()) / len(answers),
+        clusters=clusters,
+        path=str(path.resolve()),
+        weights=weights,
+    )
+
+
+def write_report(report: Report, output: Path, *, quiet: bool = False) -> None:
+    """Write bench.md and, last, bench.json; print the table unless `quiet`."""
     write_markdown(output / TABLE, [report])
     write_json(output / NAME, asdict(report))
     if not quiet:
         print_reports([report])
         console.print(f"report: {output / TABLE}")
-    return report
 
 
 def bench_command(
-    path: Path,
+    subject: str | Path,
     *,
     sets: Mapping[str, Path],
-    output: Path,
+    output: Path | None = None,
     device: str = "cpu",
     greedy: bool = False,
     batch_size: int = 16,
+    adapter: Path | None = None,
+    processes: int = 1,
+    model: str | None = None,
+    remote: Remote | None = None,
     judge_url: str | None = None,
     judge_model: str = "gpt-4-0613",
-    judge_prompt: Path | None = None,
+    judge_prompts: Sequence[Path] = (),
     judge_runs: int = 1,
+    judge_cache: Path | None = None,
+    judge_replay: bool = False,
+    judge_control: bool = True,
     official_random: bool = False,
     compat: str = OFFICIAL,
     timed_queries: int = TIMED_QUERIES,
@@ -162,27 +220,32 @@ def bench_command(
     """What `genrecal bench` does: open the subject and the judge, run, print.
 
     Raises:
-        GenrecalError: the subject, a set, the judge or the device cannot be used.
+        GenrecalError: the subject, a set, the judge or the device cannot be used, or a score is incomplete.
     """
-    _tasks_of(sets, compat)  # before a model is opened
-    endpoint = endpoint_from(judge_model, judge_url)
-    judge: Judge = OfflineJudge()
-    if endpoint is not None:
-        prompt = read_prompt(judge_prompt) if judge_prompt else PROMPT
-        judge = LLMJudge(endpoint, output / "judge.jsonl", prompt=prompt)
-    elif judge_prompt is not None or judge_runs > 1:
-        raise BenchError("judge options without a judge", where="bench", fix="Give --judge-url too")
-    name = f"{path.resolve().parent.name}/{path.resolve().name}"
-    spec = SubjectSpec(
-        path=path,
-        name=name,
+    tasks_of(sets, compat)  # before a model is opened
+    spec = spec_of(
+        subject,
         device=device,
         greedy=greedy,
         batch_size=batch_size,
+        adapter=adapter,
+        processes=processes,
+        model=model,
+        remote=remote,
         manifest_sha256=manifest_sha256,
         trusted_keys=trusted_keys,
     )
-    return run_bench(
+    output = output or default_output(spec)
+    judge = open_judge(
+        judge_model,
+        judge_url,
+        judge_cache or output / "judge.jsonl",
+        prompts=judge_prompts,
+        runs=judge_runs,
+        replay_only=judge_replay,
+        control=judge_control,
+    )
+    report = run_bench(
         open_subject(spec),
         sets,
         output,
@@ -194,6 +257,55 @@ def bench_command(
         limit=limit,
         overlap=overlap,
     )
+    require_complete(report, output)
+    return report
+
+
+def open_judge(
+    model: str,
+    url: str | None,
+    cache: Path,
+    *,
+    prompts: Sequence[Path] = (),
+    runs: int = 1,
+    replay_only: bool = False,
+    control: bool = True,
+) -> Judge:
+    """The judge that options name: a model where an address is given, else rules.
+
+    Raises:
+        BenchError: options of a model's without one, or a prompt that cannot be read.
+    """
+    endpoint = endpoint_from(model, url, needs_key=not replay_only)
+    if endpoint is None:
+        if prompts or runs > 1 or replay_only:
+            raise BenchError("judge options without a judge", where="bench", fix="Give --judge-url too")
+        return OfflineJudge()
+    read = [read_prompt(path) for path in prompts]
+    if len({prompt.bordered for prompt in read}) < len(read):
+        raise BenchError(
+            "two prompts for one table", where="--judge-prompt", fix="Give one for v1, one for v2"
+        )
+    return LLMJudge(endpoint, cache, prompts=read, replay_only=replay_only, control=control)
+
+
+def require_complete(report: Report, output: Path) -> None:
+    """Raise where a score has too many ungraded replies to be given: the files are written, the run failed.
+
+    Raises:
+        BenchError: names the sets.
+    """
+    missing = [
+        f"{name} ({result.score.details['ungraded']} replies ungraded)"
+        for name, result in report.results.items()
+        if result.score.score is None
+    ]
+    if missing:
+        raise BenchError(
+            f"the report is incomplete: {', '.join(missing)}",
+            where=output,
+            fix="The same command asks the judge again for what is missing alone",
+        )
 
 
 def _overlap(
@@ -202,6 +314,8 @@ def _overlap(
     """What a benchmark and the training data have in common; a warning for each that has something."""
     if find is None:
         return {}
+    if subject.spec.path is None:
+        return {"not known": "an endpoint does not name its training data"}
     readers = {name: partial(questions_of, rows, where=name) for name, rows in questions.items()}
     found = find(subject.spec.path, readers)
     for line in overlap_lines(found):
@@ -252,10 +366,7 @@ def read_answers(output: Path, name: str) -> dict[str, Answer]:
     Raises:
         BenchError: there are none.
     """
-    lines = read_lines(journal_of(output, name))
-    if not lines:
-        raise BenchError(f"holds no answers to '{name}'", where=output)
-    return _answers(lines, journal_of(output, name))
+    return answering.read_answers(journal_of(output, name))[1]
 
 
 def digest(value: Any) -> str:
@@ -265,7 +376,7 @@ def digest(value: Any) -> str:
     return state.hexdigest()
 
 
-def _tasks_of(sets: Mapping[str, Path], compat: str) -> dict[str, Task]:
+def tasks_of(sets: Mapping[str, Path], compat: str) -> dict[str, Task]:
     """The tasks of `sets` in the order of TASKS; all have the rule that is asked for."""
     for name in sets:
         task = task_named(name)
@@ -276,50 +387,6 @@ def _tasks_of(sets: Mapping[str, Path], compat: str) -> dict[str, Task]:
     if not sets:
         raise BenchError("no test set is named", where="bench", fix="Give --mmb, --mmmu, --mm-vet or --test")
     return {name: task for name, task in TASKS.items() if name in sets}
-
-
-def _answers(lines: Sequence[Mapping[str, Any]], journal: Path) -> dict[str, Answer]:
-    """The answers in a journal's lines, without its header."""
-    require_unique((line["id"] for line in lines[1:]), where=str(journal))
-    return {line["id"]: Answer(**line["answer"]) for line in lines[1:]}
-
-
-def _answer_all(
-    subject: Subject,
-    task: Task,
-    questions: Sequence[Row],
-    journal: Path,
-    *,
-    header: dict[str, str],
-    quiet: bool,
-) -> dict[str, Answer]:
-    lines = read_lines(journal)
-    if not lines:
-        append_lines(journal, [header])
-    else:
-        for key, what in (("subject", "subject or settings"), ("prompt", "prompts"), ("data", "test set")):
-            if lines[0].get(key) != header[key]:
-                raise BenchError(
-                    f"holds answers with other {what}",
-                    where=journal,
-                    fix="Name another folder or delete the file",
-                )
-    answers = _answers(lines, journal)
-    # Chunks are cut from the whole list, so that a resumed run batches, and samples, as it would have.
-    chunks = [questions[start : start + subject.chunk] for start in range(0, len(questions), subject.chunk)]
-    label = f"{subject.spec.name}: {task.name}"
-    with progress(disable=quiet) as display:
-        bar = display.add_task(label, total=len(questions), completed=len(answers), note="")
-        for chunk in chunks:
-            if all(question.id in answers for question in chunk):
-                continue
-            queries: list[Query] = [task.prompt(question) for question in chunk]
-            new = {query.id: one for query, one in zip(queries, subject.answer(queries), strict=True)}
-            new = {name: one for name, one in new.items() if name not in answers}
-            append_lines(journal, [{"id": name, "answer": asdict(one)} for name, one in new.items()])
-            answers |= new
-            display.update(bar, completed=len(answers))
-    return {question.id: answers[question.id] for question in questions}
 
 
 def _time(subject: Subject, candidates: Sequence[tuple[int, str, Row]], count: int) -> Perf | None:

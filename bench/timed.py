@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.perf import EnergyUse, Perf, peak_memory_bytes
+from bench.perf import EnergyUse, Perf
 from bench.roofline import Roofline, decoder_bytes, measured_bandwidth, roofline
 from bench.subject import open_subject, spec_from_json
+from bench.subjects.device import DeviceSubject
 from bench.types import Answer, Part, Query, Subject
 from bench.watch import CPU_MEMORY, NO_MONITOR, Watch, Watched, idle_power
+from edge.memory import peak_memory_bytes
 from genrecal.core.errors import BenchError, GenrecalError
 from genrecal.core.files import read_json, write_json
 
 WARM_UP = 2
 RUNS = 3
 NO_MEMORY = "neither the board nor nvidia-smi tells it"
+ELSEWHERE = "the subject answers on another machine than the one that measures"
 NO_BANDWIDTH = "nothing here reads this device's memory to measure it (torch does, on a GPU)"
 
 
@@ -36,29 +39,31 @@ def serve(folder: Path) -> None:
         for asked in request["queries"]
     ]
     spec = spec_from_json(request["spec"])
+    here = spec.remote is None and spec.url is None
     # The whole of it for memory, from before the model is there; the timed answers alone for energy.
-    with Watch(spec.device) as whole:
+    with Watch(spec.device, here=here) as whole:
         subject = open_subject(spec)
         for number in range(WARM_UP):
             subject.answer([queries[number % len(queries)]])
-        with Watch(spec.device, idle_watts=idle_power(spec.device)) as work:
+        idle_watts = idle_power(spec.device) if here else None
+        with Watch(spec.device, here=here, idle_watts=idle_watts) as work:
             runs = [[_timed(subject, query) for query in queries] for _ in range(RUNS)]
         # Before the bandwidth is measured, which takes memory of its own.
-        memory, gpu = peak_memory_bytes(), _peak_gpu_bytes()
+        memory, gpu = _peak_memory(subject), _peak_gpu_bytes()
     perf = summarise(runs, memory=memory, gpu=gpu, weights=subject.facts.weights_bytes, warm_up=WARM_UP)
     missing: dict[str, str] = {}
     perf = replace(
         perf,
         size_bytes=_folder_bytes(spec.path),
         **costs(perf, whole.result(), work.result(), device=spec.device, missing=missing),
-        roofline=_roofline(subject, perf, missing),
-        missing=missing,
+        roofline=_roofline(subject, perf, missing) if here else None,
+        missing=missing if here else dict.fromkeys((*missing, "roofline"), ELSEWHERE),
     )
     write_json(folder / "perf.json", asdict(perf))
 
 
 def summarise(
-    runs: Sequence[Sequence[Answer]], *, memory: int, gpu: int | None, weights: int | None, **more: Any
+    runs: Sequence[Sequence[Answer]], *, memory: int | None, gpu: int | None, weights: int | None, **more: Any
 ) -> Perf:
     """The percentiles of timed answers, which each have a time to their first token.
 
@@ -178,6 +183,13 @@ def _restore(part: dict[str, str]) -> Part:
         return part["text"]
     with Image.open(part["image"]) as image:
         return image.convert("RGB")
+
+
+def _peak_memory(subject: Subject) -> int | None:
+    """Of the process that answers; None behind an address."""
+    if isinstance(subject, DeviceSubject):
+        return subject.peak_memory_bytes
+    return None if subject.spec.url is not None else peak_memory_bytes()
 
 
 def _peak_gpu_bytes() -> int | None:

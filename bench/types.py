@@ -35,14 +35,29 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubjectSpec:
-    """How to open a subject; everything here but `name` and `threads` may change its answers."""
+class Remote:
+    """A device that ssh reaches, and what is there."""
 
-    path: Path
+    host: str  # as ssh takes it: user@jetson.local
+    ssh: tuple[str, ...] = ("ssh",)  # the command, with options such as a port or a key
+    command: str = "genrecal"  # there; genrecal[edge] is enough
+    folder: str = ".cache/genrecal/builds"  # there, for copies of builds, each under its manifest's SHA-256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectSpec:
+    """How to open a subject; what may change its answers is in its fingerprint."""
+
     name: str
+    path: Path | None = None  # a checkpoint or a build
+    url: str | None = None  # else an endpoint
+    model: str | None = None  # endpoints only: its model's name
+    adapter: Path | None = None  # checkpoints only: a LoRA adapter in PEFT's layout
+    processes: int = 1  # checkpoints only: they share the questions; on cuda, each has a GPU of its own
+    remote: Remote | None = None  # builds only: answered there
     device: str = "cpu"  # cpu | cuda | jetson
     threads: int | None = None  # None: what the runtime chooses
-    batch_size: int = 16  # checkpoints only; a build answers one query at a time
+    batch_size: int = 16  # of an endpoint: requests at a time; a build answers one query at a time
     greedy: bool = False  # False: the model's own generation settings, as the paper scores its models
     max_new_tokens: int | None = None  # None: the model's own, or `subject.MAX_NEW_TOKENS` where it has none
     seed: int = 0  # of sampling, where the settings sample
@@ -54,11 +69,12 @@ class SubjectSpec:
 class Facts:
     """What a score says about the subject that earned it."""
 
-    kind: str  # checkpoint | build
-    weights_bytes: int
+    kind: str  # checkpoint | build | endpoint
+    weights_bytes: int | None  # None: behind an endpoint, unknown
     precision: str
     device: str
     generation: Mapping[str, Any]
+    about: Mapping[str, Any] = field(default_factory=dict)  # where it ran, where that is not here
 
 
 class Subject(Protocol):
@@ -78,6 +94,11 @@ class Subject(Protocol):
     @property
     def chunk(self) -> int:
         """How many queries to hand over at once."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many calls of `answer` may run at the same time, each in a thread of its own."""
         ...
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:

@@ -40,6 +40,7 @@ class Watch:
 
     Args:
         device: cpu, cuda or jetson.
+        here: the work is done on this machine; else nothing is measured.
         idle_watts: of the same machine with the model loaded, for net energy.
         root: the root of the file system.
         nvidia_smi: the program; None: the one on the path.
@@ -49,14 +50,15 @@ class Watch:
         self,
         device: str,
         *,
+        here: bool = True,
         idle_watts: float | None = None,
         root: Path = Path("/"),
         nvidia_smi: str | None = None,
     ) -> None:
         self._idle_watts = idle_watts
         # On a Jetson the CPU's work, too, is on the board's rails.
-        self._meter = Meter(root, idle_w=idle_watts) if jetson_board(root) is not None else None
-        self._gpu = GpuSampler(nvidia_smi) if device == "cuda" and self._meter is None else None
+        self._meter = Meter(root, idle_w=idle_watts) if here and jetson_board(root) is not None else None
+        self._gpu = GpuSampler(nvidia_smi) if here and device == "cuda" and self._meter is None else None
 
     def __enter__(self) -> Watch:
         if self._meter is not None:

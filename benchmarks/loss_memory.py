@@ -126,7 +126,7 @@ def measure(method: str, *, tokens: int, width: int, entries: int) -> Cost:
     """One pass in this process, whose peak of memory must not have been higher before."""
     import torch
 
-    from bench.perf import peak_memory_bytes
+    from edge.memory import peak_memory_bytes
 
     cuda = torch.cuda.is_available()
     place: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16} if cuda else {}

@@ -14,6 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("genrecal", "edge", "bench", "cli")
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "optimum", "accelerate", "onnx"}
+# Of the bench, what answers with a checkpoint alone.
+CHECKPOINT = "bench/subjects/checkpoint.py"
+TORCH_SUBJECTS = (CHECKPOINT, "bench/subjects/processes.py")
 # What an edge device has: the base dependencies and the extra `edge`.
 EDGE_LIBRARIES = {"numpy", "onnxruntime", "tokenizers", "PIL", "jinja2", "pydantic", "yaml", "rich", "psutil"}
 # What its endpoint needs besides: the extra `serve`.
@@ -122,11 +125,11 @@ def test_bench_reads_edge_and_the_models_inside_one_subject() -> None:
         [
             one
             for one in lazily
-            if not (one.where == "bench/subject.py" and one.nested and one.within("genrecal.models"))
+            if not (one.where == CHECKPOINT and one.nested and one.within("genrecal.models"))
         ]
     )
     assert_none(
-        [one for one in found if one.top in HEAVY and not (one.where == "bench/subject.py" and one.nested)]
+        [one for one in found if one.top in HEAVY and not (one.where in TORCH_SUBJECTS and one.nested)]
     )
 
 

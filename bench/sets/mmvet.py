@@ -56,7 +56,15 @@ def prompt(row: Row) -> Query:
 def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> Outcome:
     """Let the judge grade every reply `judge_runs` times and average."""
     judge = choices.judge or OfflineJudge()
-    items = [JudgeItem(question=_asked(row), reference=str(row.gold), reply=replies[row.id]) for row in rows]
+    items = [
+        JudgeItem(
+            question=_asked(row),
+            reference=str(row.gold),
+            reply=replies[row.id],
+            bordered=row.facts["version"] > 1,
+        )
+        for row in rows
+    ]
     by_run = [
         dict(zip((row.id for row in rows), judge.grade(items, run=run), strict=True))
         for run in range(choices.judge_runs)
@@ -82,6 +90,7 @@ def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> 
             "complete": complete,
             "fully_right": sum(hit == 1.0 for hit in hits.values()) / len(rows),
             "judge": dict(judge.facts),
+            **judge.beside(items),
         },
         judge=dict(judge.facts),
         words={row.id: "; ".join(_words(grades[row.id]) for grades in by_run) for row in rows},

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from genrecal.core.console import console
+from genrecal.core.eta import with_eta
 from genrecal.core.files import atomic_folder, read_json, sha256_bytes, write_json
 from genrecal.core.types import DOMAINS, ImageSource, Sample, Turn
 from genrecal.data.bad import BadRows, Journal, journal_lines
 from genrecal.data.cache_writer import COLUMNS, IMAGES, SAMPLE_BATCH, SAMPLES, TableWriter
-from genrecal.data.eta import with_eta
 from genrecal.data.references import CachedImage, DatasetImage, TarMember, open_arrow
 from genrecal.data.source import SourceConfig, read_source, source_rows
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from genrecal.core.errors import DataError
+from genrecal.core.eta import with_eta
 from genrecal.core.types import Sample
 from genrecal.data.bad import BadRows
-from genrecal.data.eta import with_eta
 from genrecal.data.fingerprints import Prints, with_fingerprints
 from genrecal.data.mixture import excluded_ids
 from genrecal.data.overlap import Fingerprint, TestIndex, normalised

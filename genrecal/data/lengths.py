@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from genrecal.core.eta import with_eta
 from genrecal.core.files import write_bytes
 from genrecal.core.images import MAX_ASPECT_RATIO, image_size
 from genrecal.core.types import ImageSource
-from genrecal.data.eta import with_eta
 from genrecal.data.inputs import image_token_counts
 from genrecal.data.references import TarMember
 

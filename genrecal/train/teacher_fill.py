@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from genrecal.core.console import console
 from genrecal.core.errors import GenrecalError, TrainError
+from genrecal.core.eta import with_eta
 from genrecal.core.files import write_json
 from genrecal.core.manifest import installed_versions
 from genrecal.core.types import Sample
-from genrecal.data.eta import with_eta
 from genrecal.data.pair import name_of
 from genrecal.models.processors import load_model
 from genrecal.models.vlm import layer_features

@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-
 import pytest
 
+from bench.chat import Endpoint
 from bench.judge import JudgeItem
-from bench.llm_judge import Endpoint, LLMJudge, endpoint_from, parse_grade, read_prompt
+from bench.judge_prompt import JudgePrompt
+from bench.llm_judge import LLMJudge
+from bench.null_model import NULL_ANSWERS
 from genrecal.core.errors import BenchError
+from tests.bench.chat_server import Step, chat_server, completion
 
 ITEM = JudgeItem(question="How many?", reference="2<AND>3", reply="two")
 
 
-@dataclass
-class Server:
-    """Replies in turn: a text, or an HTTP status to fail with."""
-
-    url: str = ""
-    script: list[str | int] = field(default_factory=list)
-    asked: list[dict] = field(default_factory=list)
-
-
 @pytest.fixture
-def server():
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            state.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            step = state.script.pop(0) if len(state.script) > 1 else state.script[0]
-            status = step if isinstance(step, int) else 200
-            message = {"role": "assistant", "content": step}
-            body = {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": "m",
-                "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            }
-            data = json.dumps(body if status == 200 else {"error": {"message": "no"}}).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        Thread(target=http.serve_forever, daemon=True).start()
-        state.url = f"http://127.0.0.1:{http.server_port}/v1"
+def server(monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    with chat_server() as state:
         yield state
-        http.shutdown()
 
 
 def judge(server, folder, **options):
@@ -66,7 +29,8 @@ def judge(server, folder, **options):
 
 def test_a_grade_and_what_was_asked(server, tmp_path):
     server.script = ["0.7"]
-    (grade,) = judge(server, tmp_path, prompt="INSTRUCTION\n").grade([ITEM], run=0)
+    prompt = JudgePrompt(name="n", text="INSTRUCTION\n")
+    (grade,) = judge(server, tmp_path, prompts=[prompt]).grade([ITEM], run=0)
     assert grade.score == 0.7
     (asked,) = server.asked
     assert asked["messages"] == [{"role": "user", "content": "INSTRUCTION\n\nHow many? | 2 <AND> 3 | two | "}]
@@ -98,6 +62,62 @@ def test_a_judge_that_never_grades_gives_no_zero(server, tmp_path):
     assert len(server.asked) == 5
 
 
+def test_a_reply_without_a_grade_is_kept_and_asked_for_again(server, tmp_path):
+    server.script = ["I cannot say"]
+    judge(server, tmp_path).grade([ITEM], run=0)
+    (grade,) = judge(server, tmp_path, replay_only=True).grade([ITEM], run=0)
+    assert grade.score is None and "I cannot say" in grade.reason
+    server.script = ["0.2"]
+    assert judge(server, tmp_path).grade([ITEM], run=0)[0].score == 0.2
+    assert judge(server, tmp_path, replay_only=True).grade([ITEM], run=0)[0].score == 0.2
+
+
+def test_items_that_are_alike_are_asked_once(server, tmp_path):
+    server.script = ["0.3"]
+    grades = judge(server, tmp_path).grade([ITEM, ITEM, ITEM], run=0)
+    assert [grade.score for grade in grades] == [0.3] * 3 and len(server.asked) == 1
+
+
+def credulous(request):
+    """A judge that obeys what stands in a table row, and does not where the answer is data."""
+    text = request["messages"][-1]["content"]
+    return "0.1" if request["messages"][0]["role"] == "system" or "output 1.0" not in text else "1.0"
+
+
+def test_the_null_model_shows_a_judge_that_is_talked_round(server, tmp_path):
+    server.script = [credulous]
+    items = [JudgeItem(question=f"{n}?", reference="a", reply="b") for n in range(3)]
+    asked = judge(server, tmp_path)
+    beside = asked.beside(items)
+    assert beside["null_model"]["prompt"]["orders"]["score"] == 1.0
+    assert beside["null_model"]["prompt"]["no answer"]["score"] == pytest.approx(0.1)
+    assert {name: one["score"] for name, one in beside["null_model"]["hardened"].items()} == pytest.approx(
+        dict.fromkeys(NULL_ANSWERS, 0.1)
+    )
+    assert beside["hardened"]["score"] == pytest.approx(0.1) and beside["served_models"] == ["judge-1-0613"]
+    count = len(server.asked)
+    again = judge(server, tmp_path, replay_only=True)
+    assert again.beside(items) == beside and len(server.asked) == count
+    assert judge(server, tmp_path, control=False).beside(items) == {"served_models": ["judge-1-0613"]}
+
+
+def test_a_null_model_that_could_not_be_graded_has_no_score(server, tmp_path):
+    server.script = ["nan"]
+    beside = judge(server, tmp_path).beside([ITEM])
+    assert beside["hardened"]["score"] is None and beside["hardened"]["ungraded"] == 1
+    assert all(one["score"] is None for one in beside["null_model"]["prompt"].values())
+
+
+def test_a_bad_server_costs_grades_and_never_gives_zeros(server, tmp_path):
+    cut = Step(body=completion("0.9"), cut=True)
+    server.script = [cut, 500, Step(body=b"{"), 429, Step(body=completion(None)), "NaN", "0.9"]
+    grades = judge(server, tmp_path).grade([ITEM], run=0)
+    assert [grade.score for grade in grades] == [0.9]
+    server.script = [Step(body=completion("0.9"), cut=True)]
+    (grade,) = judge(server, tmp_path).grade([ITEM], run=1)
+    assert grade.score is None and "cut off" in grade.reason and not grade.unreachable
+
+
 def test_passing_failures_are_tried_again(server, tmp_path):
     server.script = [500, 429, "1.0"]
     assert judge(server, tmp_path).grade([ITEM], run=0)[0].score == 1.0
@@ -106,57 +126,15 @@ def test_passing_failures_are_tried_again(server, tmp_path):
 def test_a_refused_item_stays_ungraded_and_is_not_cached(server, tmp_path):
     server.script = [400]
     (grade,) = judge(server, tmp_path).grade([ITEM], run=0)
-    assert grade.score is None and "call failed" in grade.reason
+    assert grade.score is None and "400" in grade.reason
     assert not (tmp_path / "judge.jsonl").exists()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_ends_the_run(server, tmp_path, status):
     server.script = [status]
-    with pytest.raises(BenchError, match="the judge refuses"):
+    with pytest.raises(BenchError, match="the endpoint refuses"):
         judge(server, tmp_path).grade([ITEM], run=0)
-
-
-@pytest.mark.parametrize(
-    ("reply", "grade"),
-    [
-        ("1", 1.0),
-        ("0", 0.0),
-        ("1.0", 1.0),
-        (" 0.5\n", 0.5),
-        (".5", 0.5),
-        ("0.5 because", 0.5),
-        ("0.5/1", None),
-        ("1.1", None),
-        ("-0.1", None),
-        ("nan", None),
-        ("inf", None),
-        ("", None),
-        ("grade 0.5", None),
-    ],
-)
-def test_grades_are_read_strictly(reply, grade):
-    assert parse_grade(reply) == grade
-
-
-def test_the_endpoint_from_options_and_environment(monkeypatch):
-    for name in ("GENRECAL_JUDGE_BASE_URL", "GENRECAL_JUDGE_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    assert endpoint_from("m") is None
-    with pytest.raises(BenchError, match="no API key"):
-        endpoint_from("m", "http://here")
-    monkeypatch.setenv("OPENAI_API_KEY", "one")
-    monkeypatch.setenv("GENRECAL_JUDGE_BASE_URL", "http://there")
-    assert endpoint_from("m") == Endpoint(base_url="http://there", model="m", api_key="one")
-
-
-def test_prompt_files(tmp_path):
-    (tmp_path / "p").write_text("Grade.\n")
-    assert read_prompt(tmp_path / "p") == "Grade.\n"
-    (tmp_path / "empty").write_text("\n")
-    for name in ("empty", "missing"):
-        with pytest.raises(BenchError):
-            read_prompt(tmp_path / name)
 
 
 def test_an_endpoint_that_is_not_there_is_an_error(tmp_path, monkeypatch):

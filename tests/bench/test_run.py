@@ -15,6 +15,7 @@ from bench.run import bench_command, journal_of, named_sets, read_answers, run_b
 from bench.subject import open_subject
 from bench.types import Answer, SubjectSpec
 from genrecal.core.errors import BenchError, DataError
+from tests.bench.chat_server import chat_server
 
 
 class Counting:
@@ -22,6 +23,7 @@ class Counting:
 
     def __init__(self, subject, fail_after=None):
         self.subject, self.fail_after, self.asked = subject, fail_after, []
+        self.lanes = 1
         self.spec, self.facts, self.fingerprint, self.chunk = (
             subject.spec,
             subject.facts,
@@ -116,7 +118,7 @@ def test_a_killed_run_goes_on_where_it_stopped(student, sets, tmp_path, reports)
     resumed = Counting(student)
     report = run_bench(resumed, sets, tmp_path, timed_queries=0, quiet=True)
     assert not set(killed.asked) & set(resumed.asked)
-    assert len(read_lines(journal)) == 5
+    assert sum(len(line["answers"]) for line in read_lines(journal)[1:]) == 4
     whole = reports[0][0]
     assert {name: one.score for name, one in report.results.items()} == {
         name: one.score for name, one in whole.results.items()
@@ -186,8 +188,28 @@ def test_answers_that_are_there_twice_are_refused(student, sets, tmp_path):
     run_bench(student, only, tmp_path, timed_queries=0, quiet=True)
     journal = journal_of(tmp_path, "mmb")
     journal.write_bytes(journal.read_bytes() + journal.read_bytes().splitlines(keepends=True)[-1])
-    with pytest.raises(BenchError, match="1 ids stand there twice"):
+    with pytest.raises(BenchError, match="is answered twice"):
         run_bench(student, only, tmp_path, timed_queries=0, quiet=True)
+
+
+def test_too_many_ungraded_replies_fail_the_run_after_it_is_written(
+    build_folder, sets, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GENRECAL_JUDGE_API_KEY", "k")
+    only = {"mmvet": sets["mmvet"]}
+    with chat_server() as server:
+        options = {"judge_url": server.url, "greedy": True, "timed_queries": 0, "output": tmp_path / "out"}
+        server.script = ["well"]
+        with pytest.raises(BenchError, match=r"incomplete: mmvet \(6 replies ungraded\)") as error:
+            bench_command(build_folder, sets=only, judge_runs=2, **options)
+        assert error.value.exit_code == 7
+        assert read_report(tmp_path / "out").results["mmvet"].score.score is None
+        assert "incomplete" in (tmp_path / "out" / "bench.md").read_text()
+        server.script = ["0.5"]
+        done = bench_command(build_folder, sets=only, judge_runs=2, **options)
+        assert done.results["mmvet"].score.score == 0.5
+    kept = bench_command(build_folder, sets=only, judge_runs=2, judge_replay=True, **options)
+    assert kept.results == done.results
 
 
 def test_a_journal_that_is_no_journal(tmp_path):
