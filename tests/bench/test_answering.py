@@ -40,17 +40,18 @@ class Echo:
         self.spec = SubjectSpec(name="echo")
         self.chunk, self.lanes, self.fail_at = chunk, lanes, fail_at
         self.batches, self.at_once, self.most = [], 0, 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def answer(self, queries):
-        with self._lock:
+        with self._changed:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
             self.batches.append([query.id for query in queries])
-        time.sleep(0.002)
-        with self._lock:
+            self._changed.notify_all()
+            # Until every lane has been busy at once, however slowly threads come to their turn.
+            self._changed.wait_for(lambda: self.most >= self.lanes, timeout=5)
             self.at_once -= 1
-        if self.fail_at in self.batches[-1]:
+        if self.fail_at in [query.id for query in queries]:
             raise BenchError("it broke", where="here")
         return [
             Answer(text=query.id, tokens=1, prompt_tokens=1, first_token_s=None, total_s=0.0)

@@ -211,6 +211,9 @@ class Kept:
     def grade(self, items: Sequence[Any], *, run: int) -> list[Grade]:
         return [Grade(score=of[run], reason="") for of in self.grades]
 
+    def beside(self, items: Sequence[Any]) -> dict[str, Any]:
+        return {}
+
 
 @pytest.mark.parametrize(("name", "version"), [("mmvet", "v1"), ("mmvet_v2", "v2")])
 def test_mm_vets_averages(name, version):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.journal import read_lines
-from bench.perf import summarise
 from bench.report import grid, markdown, print_reports, read_report
 from bench.run import bench_command, journal_of, named_sets, read_answers, run_bench
 from bench.subject import open_subject
+from bench.timed import summarise
 from bench.types import Answer, SubjectSpec
 from genrecal.core.errors import BenchError, DataError
 from tests.bench.chat_server import chat_server
