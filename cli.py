@@ -267,9 +267,13 @@ def convert(
 @app.command(epilog="Example: `genrecal export runs/demo --int8`")
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or a plain student folder.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Quantize to int8 (the default).")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8 bits a weight (the default).")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="4 bits a weight of the language model.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="Leave the weights as they are.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in float16.")] = False,
+    target: Annotated[
+        str, typer.Option(help="What the build is made for: cpu, jetson or jetson-tensorrt.")
+    ] = "cpu",
     output: Annotated[Path | None, typer.Option(help="The build folder; default: RUN/build-int8.")] = None,
     client: Annotated[
         str, typer.Option("--for", metavar="CLIENT", help="What runs the build: genrecal or transformers.js.")
@@ -286,7 +290,9 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="What is uploaded anew is public.")] = False,
 ) -> None:
     """Write an ONNX build of a student, with a parity report."""
-    asked = [name for name, given in (("int8", int8), ("fp16", fp16), ("fp32", fp32)) if given]
+    asked = [
+        name for name, given in (("int8", int8), ("int4", int4), ("fp16", fp16), ("fp32", fp32)) if given
+    ]
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in asked)} exclude each other", where="export")
     from genrecal.export.build import export_run
@@ -294,8 +300,14 @@ def export(
     from genrecal.export.student import find_student
 
     precision = asked[0] if asked else "int8"
+    suffix = precision if target == "cpu" else f"{precision}-{target}"
     build = export_run(
-        run, output or run / f"build-{precision}", precision=precision, client=client, adapter=adapter
+        run,
+        output or run / f"build-{suffix}",
+        precision=precision,
+        target=target,
+        client=client,
+        adapter=adapter,
     )
     for folder, repository in ((build, push_to_hub), (find_student(run).folder, push_student)):
         if repository is not None:

@@ -52,8 +52,6 @@ VISION_ENCODER = "vision_encoder"
 EMBED_TOKENS = "embed_tokens"
 DECODER = "decoder_model_merged"
 GRAPHS = (VISION_ENCODER, EMBED_TOKENS, DECODER)
-# precision -> the suffix of its graphs' file names
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8"}
 # What a build as a whole can be called, and the devices that its operators are chosen for.
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 TARGETS = ("cpu", "jetson", "jetson-tensorrt")

@@ -38,8 +38,10 @@ OPTIONS = {
     },
     "export": {
         "--int8",
+        "--int4",
         "--fp32",
         "--fp16",
+        "--target",
         "--output",
         "--for",
         "--adapter",

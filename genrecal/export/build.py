@@ -2,10 +2,11 @@
 
     student/ -> fp32 graphs -> gate: are they the checkpoint? -+-> build
                                                                |
-                fp16 or int8 graphs -> measured in the same way +-> build
+         fp16, int8 or int4 graphs -> measured in the same way +-> build
 
-Before a build appears, its target must be able to run every node of it (`linter.py`), and different images
-must give different answers (`image_dependence.py`).
+What a precision means on a target is data (`quantize/schemes.py`), and what calibrates comes from the run's
+training data (`calibration.py`). Before a build appears, its target must be able to run every node of it
+(`linter.py`), and different images must give different answers (`image_dependence.py`).
 
 Structure and weights go separate ways (`onnx_graphs.py`), and the gate (`gate.py`) opens one graph at a time
 where a student is large, so the memory of an export is bounded. The layout belongs to `edge.build`.
@@ -29,27 +30,33 @@ from genrecal.core.errors import BuildError
 from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
-from genrecal.export import gate, image_dependence, linter, parity
+from genrecal.export import gate, image_dependence, linter, parity, vision_attention
 from genrecal.export.adapter import merge_adapter
+from genrecal.export.calibration import training_queries
 from genrecal.export.clients import OURS, adapt, require_client
+from genrecal.export.initializers import initializer_bytes
 from genrecal.export.onnx_graphs import export_graphs
-from genrecal.export.quantize import initializer_bytes, quantize_graph, scheme
-from genrecal.export.reference import Range, require_float16
+from genrecal.export.quantize.gptq import Gptq
+from genrecal.export.quantize.schemes import (
+    GraphScheme,
+    Scheme,
+    Static,
+    described,
+    files_of,
+    is_calibrated,
+    needs_float16,
+    scheme_of,
+)
+from genrecal.export.quantize.static import quantize_static
+from genrecal.export.quantize.weights import quantize_weights
+from genrecal.export.reference import Reference, require_float16
 from genrecal.export.student import family_of, find_student
 from genrecal.models.processors import load_processor
 
-# What a precision means, for the manifest; int8's is `quantize.scheme()`.
-SCHEMES: dict[str, dict[str, Any]] = {
-    "fp32": {"name": "fp32", "weights": "float32", "activations": "float32"},
-    "fp16": {
-        "name": "fp16",
-        "weights": "float16",
-        "activations": "float16",
-        "fp32": "inputs and outputs but keys and values, variance of RMS norms, rotary embedding",
-    },
-}
-PRECISIONS = (*SCHEMES, "int8")
-TARGET = "cpu"
+PRECISIONS = layout.PRECISIONS
+CPU = "cpu"
+# Of files that are traced in float16.
+HALF = "_fp16"
 
 
 def export_run(
@@ -57,6 +64,7 @@ def export_run(
     output: Path,
     *,
     precision: str = "int8",
+    target: str = CPU,
     client: str = OURS,
     adapter: Path | None = None,
     parity_prompts: Sequence[parity.Query] | None = None,
@@ -67,6 +75,7 @@ def export_run(
         path: the run, or the student.
         output: the build folder.
         precision: one of PRECISIONS.
+        target: one of `edge.build.TARGETS`, what the build is made for.
         client: what runs the build.
         adapter: a LoRA adapter of that student, which is merged first and proven; see `merge_adapter`.
         parity_prompts: queries of the parity report and of the merge's proof.
@@ -75,7 +84,9 @@ def export_run(
         ModelError: `path` names no student that can be exported, or the adapter is not its own.
         BuildError: the export failed, its graphs are not the checkpoint's, or `output` holds something else.
     """
-    student = find_student(path)
+    student, training = find_student(path), training_queries(path)
+    if parity_prompts is None:
+        parity_prompts = [*parity.default_queries(), *(training.report if training else ())]
     with contextlib.ExitStack() as stack:
         folder, provenance = student.folder, student.provenance
         if adapter is not None:
@@ -83,17 +94,18 @@ def export_run(
             output.parent.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.merged.")
             folder = Path(stack.enter_context(scratch)) / student.folder.resolve().name
-            queries = parity.default_queries() if parity_prompts is None else parity_prompts
             console.print(f"export: merging {adapter}")
-            merge = merge_adapter(student.folder, adapter, folder, queries)
+            merge = merge_adapter(student.folder, adapter, folder, parity_prompts)
             provenance = {**provenance, "adapter": asdict(merge)}
         return export_student(
             folder,
             output,
             precision=precision,
+            target=target,
             client=client,
             provenance=provenance,
             parity_prompts=parity_prompts,
+            calibration=training.calibration if training else (),
         )
 
 
@@ -103,8 +115,10 @@ def export_student(
     *,
     precision: str,
     provenance: dict[str, Any],
+    target: str = CPU,
     client: str = OURS,
     parity_prompts: Sequence[parity.Query] | None = None,
+    calibration: Sequence[parity.Query] = (),
 ) -> Path:
     """Export a student to a build folder.
 
@@ -115,8 +129,10 @@ def export_student(
         output: the build folder; an older build there is replaced whole, at the end.
         precision: one of PRECISIONS.
         provenance: what the manifest says of the student's origin; `find_student` gives it.
+        target: one of `edge.build.TARGETS`, what the build is made for.
         client: what runs the build, one of `clients.CLIENTS`.
         parity_prompts: queries (image, question) of the parity report; `parity.default_queries` if None.
+        calibration: queries of the student's training data, for what needs calibration; never of a test set.
 
     Returns:
         `output`.
@@ -126,8 +142,7 @@ def export_student(
         BuildError: the export failed, its graphs are not the checkpoint's, an activation does not fit
             float16, the target cannot run a node, the build does not see, or `output` holds something else.
     """
-    if precision not in PRECISIONS:
-        raise BuildError(f"unknown precision '{precision}'", fix=f"Known: {', '.join(PRECISIONS)}")
+    scheme = scheme_of(precision, target)
     _check_output(output)
     family = family_of(student_folder)
     require_client(client, family)
@@ -138,9 +153,11 @@ def export_student(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.fp32.") as scratch:
         fp32 = Path(scratch)
         console.print(f"export: tracing {len(layout.GRAPHS)} graphs of {student_folder}")
-        graphs = export_graphs(student_folder, fp32 / "onnx")
+        form = vision_form(target)
+        graphs = export_graphs(student_folder, fp32 / "onnx", vision_form=form)
         _write_settings(student_folder, processor, fp32)
-        _sign(fp32, family, "fp32", provenance, SCHEMES["fp32"])
+        unquantized = scheme_of("fp32", target)
+        _sign(fp32, family, "fp32", target, provenance, unquantized, {})
         console.print("export: comparing them with torch")
         expected = gate.expect(student_folder, processor, queries)
         report = {"fp32": gate.compare(expected, fp32, graphs)}
@@ -150,10 +167,18 @@ def export_student(
 
         with atomic_folder(output) as folder:
             _write_settings(student_folder, processor, folder)
-            meaning = _write_graphs(student_folder, fp32, folder, precision, expected.range)
-            graphs = {graph: folder / name for graph, name in _files(precision).items()}
-            linter.require_placed(graphs, TARGET, where=student_folder)
-            _sign(folder, family, precision, provenance, meaning)
+            if needs_float16(scheme):
+                require_float16(expected.range, where=student_folder)
+            references = (
+                gate.calibrate(student_folder, processor, calibration)
+                if calibration and is_calibrated(scheme)
+                else []
+            )
+            details = _write_graphs(student_folder, fp32, folder, scheme, form, references)
+            meaning = {"name": precision, "target": target, "graphs": details}
+            graphs = {graph: folder / name for graph, name in files_of(scheme).items()}
+            linter.require_placed(graphs, target, where=student_folder)
+            _sign(folder, family, precision, target, provenance, scheme, meaning)
             if precision != "fp32":
                 report[precision] = gate.compare(expected, folder, graphs)
                 gate.print_report(report)
@@ -165,7 +190,7 @@ def export_student(
                 else image_dependence.measure_graphs(student_folder, processor, graphs)
             )
             image_dependence.require_seen(seen, where=student_folder)
-            adapt(folder, _files(precision), client=client, family=family)
+            adapt(folder, files_of(scheme), client=client, family=family)
             write_json(
                 folder / layout.PARITY, {**gate.as_json(report, expected), "image_dependence": asdict(seen)}
             )
@@ -173,9 +198,14 @@ def export_student(
             card.write_build_card(
                 folder, provenance=provenance, precision=precision, weights_bytes=size, quantization=meaning
             )
-            _sign(folder, family, precision, provenance, meaning, client=client)
-    console.print(f"build: {output} ({precision}, weights {size / 1e6:.2f} MB)")
+            _sign(folder, family, precision, target, provenance, scheme, meaning, client=client)
+    console.print(f"build: {output} ({precision} for {target}, weights {size / 1e6:.2f} MB)")
     return output
+
+
+def vision_form(target: str) -> str:
+    """How the vision encoder's attention is written: TensorRT takes no operator of ONNX Runtime's own."""
+    return vision_attention.PARTS if target == "jetson-tensorrt" else vision_attention.FUSED
 
 
 def _check_output(output: Path) -> None:
@@ -185,11 +215,6 @@ def _check_output(output: Path) -> None:
     kind = read_json(output / MANIFEST).get("kind") if (output / MANIFEST).is_file() else None
     if kind != layout.KIND:
         raise BuildError("exists and is no build", where=output, fix="Give another output folder")
-
-
-def _files(precision: str) -> dict[str, str]:
-    """Graph -> its file in a build of this precision."""
-    return {graph: layout.graph_file(graph, layout.SUFFIXES[precision]) for graph in layout.GRAPHS}
 
 
 def _write_settings(student: Path, processor: Any, folder: Path) -> None:
@@ -215,30 +240,48 @@ def _write_settings(student: Path, processor: Any, folder: Path) -> None:
             (folder / name).write_bytes(written.read_bytes())
 
 
-def _write_graphs(student: Path, fp32: Path, folder: Path, precision: str, found: Range) -> dict[str, Any]:
-    """Move, trace or quantize graphs into `folder`; returns what the precision means."""
-    target = folder / "onnx"
-    if precision == "fp32":
-        (fp32 / "onnx").replace(target)
-        return SCHEMES[precision]
-    if precision == "fp16":
-        require_float16(found, where=student)
-        export_graphs(student, target, precision=precision, suffix=layout.SUFFIXES[precision])
-        return SCHEMES[precision]
-    target.mkdir()
-    console.print("export: quantizing to int8")
-    sources, targets = _files("fp32"), _files(precision)
-    details = {
-        graph: quantize_graph(fp32 / sources[graph], folder / targets[graph]) for graph in layout.GRAPHS
-    }
-    return {**scheme(), "graphs": details}
+def _write_graphs(
+    student: Path, fp32: Path, folder: Path, scheme: Scheme, form: str, calibration: list[Reference]
+) -> dict[str, Any]:
+    """Move or quantize graphs into `folder`; returns what was done to each."""
+    halves = [graph for graph, of_graph in scheme.items() if of_graph.computes_in == "fp16"]
+    traced = fp32 / "onnx"
+    if halves:
+        console.print("export: tracing in float16")
+        export_graphs(student, traced, precision="fp16", suffix=HALF, only=halves, vision_form=form)
+    (folder / "onnx").mkdir()
+    details = {}
+    for graph, of_graph in scheme.items():
+        source = traced / f"{graph}{HALF if graph in halves else ''}.onnx"
+        target = folder / layout.graph_file(graph, of_graph.suffix)
+        details[graph] = {**described(of_graph), **_write_graph(source, target, of_graph, calibration)}
+    return details
+
+
+def _write_graph(
+    source: Path, target: Path, scheme: GraphScheme, calibration: list[Reference]
+) -> dict[str, Any]:
+    if scheme.weights is None:
+        for path in source.parent.glob(f"{source.name}*"):  # the graph, and what lies beside it
+            path.replace(target.parent / path.name)
+        return {"bytes": initializer_bytes(target)}
+    console.print(f"export: quantizing {target.name}")
+    if isinstance(scheme.weights, Static):
+        feeds = [feed for reference in calibration for feed in reference.feeds]
+        return quantize_static(source, target, scheme, feeds)
+    if not (calibration and is_calibrated({target.name: scheme})):
+        return {"rounding": "nearest", **quantize_weights(source, target, scheme)}
+    found = quantize_weights(source, target, scheme, rounding=Gptq(source, calibration))
+    return {"rounding": f"gptq, {len(calibration)} prompts of the training data", **found}
 
 
 def _sign(
     folder: Path,
     family: str,
     precision: str,
+    target: str,
     provenance: dict[str, Any],
+    scheme: Scheme,
     meaning: dict[str, Any],
     *,
     client: str = OURS,
@@ -248,9 +291,9 @@ def _sign(
         kind=layout.KIND,
         family=family,
         precision=precision,
-        target=TARGET,
+        target=target,
         client=client,
-        graphs=_files(precision),
+        graphs=files_of(scheme),
         provenance=provenance,
         quantization=meaning,
     )

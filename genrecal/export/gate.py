@@ -31,6 +31,7 @@ from genrecal.models.processors import load_model
 WHOLE_BYTES = 2 << 30
 STREAMED_QUERIES = (0, 1, -1)
 STREAMED_NEW_TOKENS = 4
+STREAMED_CALIBRATION = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +50,11 @@ Found = tuple[graph_parity.GraphParity, parity.Parity | None]
 
 def expect(student: Path, processor: Any, queries: Sequence[parity.Query]) -> Expected:
     """Torch's answers; of a large student fewer ones, from weights that are read layer by layer."""
-    stored = sum(path.stat().st_size for path in weight_files(student))
-    in_float32 = stored * torch.float32.itemsize // _stored_type(student).itemsize
     if not queries:
         raise BuildError("the parity report needs at least one query")
-    if in_float32 > WHOLE_BYTES:
-        model = load_streamed(student, torch.float32)
+    if is_large(student):
         chosen = [queries[place] for place in STREAMED_QUERIES if place < len(queries)]
-        references, found = reference_of(model, processor, chosen, max_new_tokens=STREAMED_NEW_TOKENS)
-        del model
-        return_freed_memory()
+        references, found = _streamed(student, processor, chosen)
         return Expected(references=references, range=found, answers=None)
     model = load_model(student, dtype=torch.float32)
     references, found = reference_of(model, processor, queries, max_new_tokens=parity.MAX_NEW_TOKENS)
@@ -68,6 +64,30 @@ def expect(student: Path, processor: Any, queries: Sequence[parity.Query]) -> Ex
         range=found,
         answers=parity.expected_answers(checkpoint, queries, references),
     )
+
+
+def calibrate(student: Path, processor: Any, queries: Sequence[parity.Query]) -> list[Reference]:
+    """Torch's answers to what graphs are calibrated with; of a large student fewer and shorter ones."""
+    if is_large(student):
+        return _streamed(student, processor, queries[:STREAMED_CALIBRATION])[0]
+    model = load_model(student, dtype=torch.float32)
+    return reference_of(model, processor, queries, max_new_tokens=parity.MAX_NEW_TOKENS)[0]
+
+
+def is_large(student: Path) -> bool:
+    """Whether this student is never opened whole."""
+    stored = sum(path.stat().st_size for path in weight_files(student))
+    return stored * torch.float32.itemsize // _stored_type(student).itemsize > WHOLE_BYTES
+
+
+def _streamed(
+    student: Path, processor: Any, queries: Sequence[parity.Query]
+) -> tuple[list[Reference], Range]:
+    model = load_streamed(student, torch.float32)
+    found = reference_of(model, processor, queries, max_new_tokens=STREAMED_NEW_TOKENS)
+    del model
+    return_freed_memory()
+    return found
 
 
 def _stored_type(student: Path) -> torch.dtype:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -106,7 +107,10 @@ def require_same(found: GraphParity, *, tolerance: float, where: Path) -> None:
 
 
 def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    """A session that uses the weights where the file is mapped, so that they cost no memory of their own."""
+    """A session that uses the weights where the file is mapped, so that they cost no memory of their own.
+
+    Quantized products alone are packed, as the runtime packs them: unpacked, they compute in other numbers.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Packing copies all weights; folding and fusing turn those of float16 into float32.
@@ -114,7 +118,8 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
     # Neither is memory kept between runs, which are of many sizes.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if not _has_blocks(path):
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(
             str(path),
@@ -145,6 +150,23 @@ def first_logits(
     }
     logits_V: NDArray[np.float32] = session.run(["logits"], {**feed, **_empty_past(session)})[0][0, 0]
     return logits_V
+
+
+def decoder_feed(session: onnxruntime.InferenceSession, reference: Reference) -> dict[str, NDArray[Any]]:
+    """Prompt and answer at once, for a decoder or a part of it, which may need fewer inputs."""
+    feed = {
+        "inputs_embeds": reference.embeds_SD[None],
+        "attention_mask": np.ones((1, len(reference.embeds_SD)), np.int64),
+        "position_ids": np.ascontiguousarray(reference.positions),
+        "num_logits_to_keep": np.array(0, np.int64),
+        **_empty_past(session),
+    }
+    return {entry.name: feed[entry.name] for entry in session.get_inputs()}
+
+
+def _has_blocks(path: Path) -> bool:
+    model = onnx.load(path, load_external_data=False)
+    return any(node.op_type == "MatMulNBits" for node in model.graph.node)
 
 
 def _empty_past(session: onnxruntime.InferenceSession) -> dict[str, NDArray[Any]]:

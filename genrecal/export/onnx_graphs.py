@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from optimum.exporters.onnx import onnx_export_from_model
 
 from genrecal.core.errors import BuildError
 from genrecal.core.files import read_json
+from genrecal.export import vision_attention
 from genrecal.export.families import graphs_of
 from genrecal.export.skeleton import Skeleton, load_skeleton
 from genrecal.export.stitch import stitch
@@ -26,9 +27,15 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def export_graphs(
-    student: Path, folder: Path, *, precision: str = "fp32", suffix: str = ""
+    student: Path,
+    folder: Path,
+    *,
+    precision: str = "fp32",
+    suffix: str = "",
+    only: Collection[str] | None = None,
+    vision_form: str = vision_attention.FUSED,
 ) -> dict[str, Path]:
-    """Write every graph of a student as `folder/<name><suffix>.onnx`, large weights beside it.
+    """Write graphs of a student as `folder/<name><suffix>.onnx`, large weights beside them.
 
     The memory that it takes is about that of the largest weight.
 
@@ -37,6 +44,8 @@ def export_graphs(
         folder: where the graphs go; made if it is not there.
         precision: one of `DTYPES`. In fp16, norms, rotary positions and softmax compute in float32.
         suffix: of the file names.
+        only: names of the graphs that are written; None: all of them.
+        vision_form: of the vision encoder's attention, `vision_attention.FUSED` or `PARTS`.
 
     Returns:
         The `.onnx` files by the names of their graphs.
@@ -46,8 +55,10 @@ def export_graphs(
         BuildError: the exporter failed; its last line is quoted.
     """
     graphs = graphs_of(read_json(student / "config.json").get("model_type"), where=student)
+    if only is not None:
+        graphs = {name: graph for name, graph in graphs.items() if name in only}
     dtype = DTYPES[precision]
-    skeleton = load_skeleton(student, dtype)
+    skeleton = load_skeleton(student, dtype, vision_form=vision_form)
     folder.mkdir(parents=True, exist_ok=True)
     # Optimum also writes configs and a tokenizer of its own making; only the graphs leave this folder.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as temporary:

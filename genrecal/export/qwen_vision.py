@@ -29,6 +29,7 @@ class VisionEncoder(nn.Module):
         self.visual = model.model.visual
         self.config = model.config
         vision = model.config.vision_config
+        self.form = vision._attn_implementation
         # Qwen2.5-VL: all other blocks attend within windows.
         self.whole_blocks = getattr(vision, "fullatt_block_indexes", range(vision.depth))
         if len(self.whole_blocks) < vision.depth:
@@ -55,7 +56,7 @@ class VisionEncoder(nn.Module):
             q_NHC, k_NHC = (_rotate(z, cos_N1C, sin_N1C) for z in (q_NHC, k_NHC))
             # Segments become a batch, padded to the longest.
             q, k, v = (z[segments.source_GL].transpose(1, 2) for z in (q_NHC, k_NHC, v_NHC))
-            mixed_GLHC = attend(q, k, v, segments.valid_GL, attention.scaling)
+            mixed_GLHC = attend(q, k, v, segments.valid_GL, attention.scaling, form=self.form)
             mixed_ND = mixed_GLHC.flatten(2).flatten(0, 1)[segments.slot_N]
             x_1ND = x_1ND + attention.proj(mixed_ND[None])
             x_1ND = x_1ND + block.mlp(block.norm2(x_1ND))

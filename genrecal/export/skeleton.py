@@ -55,12 +55,13 @@ class Skeleton:
         return {name: self.sources[id(parameter)] for name, parameter in found}
 
 
-def load_skeleton(folder: Path, dtype: torch.dtype) -> Skeleton:
+def load_skeleton(folder: Path, dtype: torch.dtype, *, vision_form: str = vision_attention.FUSED) -> Skeleton:
     """The model of a folder as it is traced.
 
     Args:
         folder: a plain Hugging Face folder.
         dtype: what the graph computes in.
+        vision_form: of the vision encoder's attention, `vision_attention.FUSED` or `PARTS`.
 
     Raises:
         ModelError: no model of this config can be made, or the folder lacks weights or holds other shapes.
@@ -68,7 +69,7 @@ def load_skeleton(folder: Path, dtype: torch.dtype) -> Skeleton:
     model = _empty_model(folder, dtype)
     config = model.config
     config.get_text_config()._attn_implementation = attention.NAME
-    config.vision_config._attn_implementation = vision_attention.NAME
+    config.vision_config._attn_implementation = vision_form
     weights = CheckpointWeights(folder, model._checkpoint_conversion_mapping)
     sources = _resolve(model, weights)
     return Skeleton(model=model, weights=weights, sources=_stand_in(model, sources, dtype))

@@ -5,17 +5,15 @@
     nodes of constants alone          -> constants
 
 So a linear layer's weight lies in the file as the MatMul takes it, and no runtime computes on weights when it
-loads them. Small graphs hold their weights themselves; those of large ones lie beside them as `.onnx_data`,
-on page boundaries, where a runtime can map them into memory.
+loads them.
 """
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,15 +23,12 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from genrecal.core.errors import BuildError
+from genrecal.export import initializers
+from genrecal.export.initializers import written
 from genrecal.export.weights import CheckpointWeights
 
-# Weights of graphs above this go to a file beside them; protobuf itself ends at 2 GB.
-INLINE_BYTES = 256 << 20
 # Constants that are folded stay below this: a table that a node draws is not stored.
 FOLDED_BYTES = 1 << 16
-# What a mapping of Windows begins on; Linux takes a page of 4 KiB.
-ALIGNMENT = 1 << 16
-PIECE_VALUES = 1 << 24
 RESHAPING = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
 _RANDOM = (
@@ -92,17 +87,9 @@ def stitch(
     _fix_sizes(model, sizes)
     shapes = {weight.name: _shape(weight, weights) for weight in found.values()}
     total = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
-    data = target.with_name(f"{target.name}_data")
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(data.open("wb")) if total > INLINE_BYTES else None
+    with written(model, target, outside=total > initializers.INLINE_BYTES) as constants:
         for weight in {weight.name: weight for weight in found.values()}.values():
-            proto = TensorProto(name=weight.name, dims=shapes[weight.name], data_type=_TYPES[dtype])
-            if stream is not None and prod(shapes[weight.name]) * dtype.itemsize >= ALIGNMENT:
-                _write_outside(stream, proto, weight, weights, dtype, data.name)
-            else:
-                proto.raw_data = b"".join(_pieces(weight, weights, dtype))
-            model.graph.initializer.append(proto)
-    onnx.save_model(model, target)
+            constants.add(weight.name, shapes[weight.name], _TYPES[dtype], _pieces(weight, weights, dtype))
 
 
 def _fold(model: ModelProto, names: dict[str, str], weights: CheckpointWeights) -> dict[str, Weight]:
@@ -200,29 +187,11 @@ def _shape(weight: Weight, weights: CheckpointWeights) -> tuple[int, ...]:
     return tuple(weight.apply(torch.empty(weights.shape(weight.source), device="meta")).shape)
 
 
-def _write_outside(
-    stream: BinaryIO,
-    proto: TensorProto,
-    weight: Weight,
-    weights: CheckpointWeights,
-    dtype: torch.dtype,
-    location: str,
-) -> None:
-    stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
-    start = stream.tell()
-    for piece in _pieces(weight, weights, dtype):
-        stream.write(piece)
-    proto.data_location = TensorProto.EXTERNAL
-    facts: dict[str, Any] = {"location": location, "offset": start, "length": stream.tell() - start}
-    for key, value in facts.items():
-        proto.external_data.add(key=key, value=str(value))
-
-
 def _pieces(weight: Weight, weights: CheckpointWeights, dtype: torch.dtype) -> Any:
     """The weight's bytes, a few rows at a time."""
     tensor = weight.apply(weights.read(weight.source))
     rows = tensor if tensor.ndim else tensor[None]
-    step = max(1, PIECE_VALUES // max(1, rows[0].numel()))
+    step = max(1, initializers.PIECE_VALUES // max(1, rows[0].numel()))
     for start in range(0, len(rows), step):
         piece = rows[start : start + step].to(dtype).contiguous()
         if not bool(torch.isfinite(piece).all()):

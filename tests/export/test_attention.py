@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from genrecal.core.errors import ModelError
 from genrecal.export.attention import GroupQueryAttention, GroupQueryCache, group_query_attention
-from genrecal.export.vision_attention import MultiHeadAttention, attend
+from genrecal.export.vision_attention import FUSED, PARTS, MultiHeadAttention, attend
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 
@@ -88,8 +88,9 @@ def test_multi_head_attention() -> None:
     assert np.allclose(MultiHeadAttention.apply(q, k, v, HEADS, 0.3), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [FUSED, PARTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_keys_that_do_not_count_are_not_seen(dtype: torch.dtype) -> None:
+def test_keys_that_do_not_count_are_not_seen(dtype: torch.dtype, form: str) -> None:
     """The additional channel against a mask, also with keys far larger than others."""
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(3, HEADS, 7, SIZE, generator=generator).to(dtype) for _ in range(3))
@@ -98,7 +99,7 @@ def test_keys_that_do_not_count_are_not_seen(dtype: torch.dtype) -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(
         q.float(), k.float(), v.float(), attn_mask=seen_BS[:, None, None], scale=0.35
     )
-    found = attend(q, k, v, seen_BS, 0.35)
+    found = attend(q, k, v, seen_BS, 0.35, form=form)
     tolerance = 1e-5 if dtype == torch.float32 else 5e-3
     assert torch.allclose(found.transpose(1, 2).float(), expected, atol=tolerance)
 

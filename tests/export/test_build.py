@@ -18,11 +18,12 @@ from edge.build import GRAPHS, SETTINGS_FILES, open_build
 from edge.model import EdgeModel
 from genrecal.core.errors import BuildError
 from genrecal.core.manifest import verify_manifest
-from genrecal.export import gate, parity, stitch
+from genrecal.export import gate, initializers, parity, stitch
 from genrecal.export.build import export_run, export_student
 from genrecal.export.graph_parity import open_graph
+from genrecal.export.initializers import initializer_bytes
 from genrecal.export.onnx_graphs import export_graphs
-from genrecal.export.quantize import initializer_bytes, scheme
+from genrecal.export.quantize.schemes import files_of, scheme_of
 from genrecal.models.processors import load_model, load_processor
 
 QUERIES = parity.default_queries()[:3]
@@ -44,14 +45,14 @@ def exported(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return export
 
 
-@pytest.mark.parametrize(("precision", "suffix"), [("fp32", ""), ("fp16", "_fp16"), ("int8", "_int8")])
-def test_a_build_is_what_the_runtime_opens(exported: Exporter, precision: str, suffix: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_a_build_is_what_the_runtime_opens(exported: Exporter, precision: str) -> None:
     folder = exported(precision)
     build = open_build(folder)
     assert (build.family, build.precision) == ("qwen2_vl", precision)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         *SETTINGS_FILES,
-        *(f"onnx/{graph}{suffix}.onnx" for graph in GRAPHS),
+        *files_of(scheme_of(precision, "cpu")).values(),
         "parity.json",
         "README.md",
         "manifest.json",
@@ -67,15 +68,35 @@ def _cpu() -> tuple[Any, int]:
     return require_device("cpu"), 1
 
 
-def test_the_manifest_says_what_int8_means(exported: Exporter) -> None:
-    folder = exported("int8")
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_manifest_says_what_a_precision_means(exported: Exporter, precision: str) -> None:
+    folder = exported(precision)
     manifest = verify_manifest(folder, kind="build")
-    assert scheme().items() <= manifest["quantization"].items()
-    for graph, found in manifest["quantization"]["graphs"].items():
-        assert found["bytes"] == initializer_bytes(folder / f"onnx/{graph}_int8.onnx")
-        assert found["bytes"] < 0.35 * found["fp32_bytes"]
+    said = manifest["quantization"]
+    assert (said["name"], said["target"]) == (precision, manifest["target"]) == (precision, "cpu")
+    for graph, found in said["graphs"].items():
+        assert found["bytes"] == initializer_bytes(folder / manifest["graphs"][graph])
+        assert found["bytes"] < 0.6 * found["source_bytes"]
+        assert found["bits"] in (4, 8) and found["execution_provider"] == "CPU"
+        assert found["rounding"] == "nearest"  # no training data
+    (kept,) = said["graphs"]["vision_encoder"]["kept_higher"].values()
+    assert kept["stored"] == "float32" and "patch" in kept["why"]
     assert manifest["provenance"]["weights"]
     assert manifest["versions"]["onnxruntime"]
+
+
+def test_a_build_for_tensorrt_needs_training_data(student_folder: Path, tmp_path: Path) -> None:
+    """And with it, vision is int8 in both operands; the language model is a Jetson's."""
+    options: dict[str, Any] = {"precision": "int4", "target": "jetson-tensorrt", "parity_prompts": QUERIES}
+    with pytest.raises(BuildError, match="there are no images to calibrate with"):
+        export_run(student_folder, tmp_path / "build", **options)
+    assert not list(tmp_path.iterdir())
+    folder = export_student(student_folder, tmp_path / "build", provenance={}, calibration=QUERIES, **options)
+    said = verify_manifest(folder, kind="build")["quantization"]["graphs"]
+    assert said["vision_encoder"]["execution_provider"] == "TensorRT"
+    assert said["vision_encoder"]["calibration_images"] == 3
+    assert said["decoder_model_merged"]["scheme"] == "w4a16"
+    assert said["decoder_model_merged"]["rounding"] == "gptq, 3 prompts of the training data"
 
 
 def test_the_report_is_measured(exported: Exporter) -> None:
@@ -146,8 +167,8 @@ def test_weights_outside_their_graph_travel_along(
     exported: Exporter, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As large graphs have them; here small ones are made so."""
-    monkeypatch.setattr(stitch, "INLINE_BYTES", 0)
-    monkeypatch.setattr(stitch, "ALIGNMENT", 4096)
+    monkeypatch.setattr(initializers, "INLINE_BYTES", 0)
+    monkeypatch.setattr(initializers, "ALIGNMENT", 4096)
     folder = export_run(student_folder, tmp_path / "build", precision="fp32", parity_prompts=QUERIES[:1])
     assert f"onnx/{GRAPHS[0]}.onnx_data" in open_build(folder).manifest["files"]
     for graph in GRAPHS:
@@ -231,8 +252,8 @@ def test_a_folder_of_something_else_is_not_replaced(student_folder: Path, tmp_pa
     shutil.copytree(student_folder, tmp_path / "mine")
     with pytest.raises(BuildError, match="exists and is no build"):
         export_student(student_folder, tmp_path / "mine", precision="int8", provenance={})
-    with pytest.raises(BuildError, match=r"unknown precision 'int4'\. Known: fp32, fp16, int8"):
-        export_student(student_folder, tmp_path / "new", precision="int4", provenance={})
+    with pytest.raises(BuildError, match=r"unknown precision 'int3'\. Known: fp32, fp16, int8, int4"):
+        export_student(student_folder, tmp_path / "new", precision="int3", provenance={})
     assert not (tmp_path / "new").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge.build import GRAPHS, open_build
 from genrecal.core.errors import BuildError
-from genrecal.export import parity, stitch
+from genrecal.export import initializers, parity
 from genrecal.export.build import export_run
 from genrecal.export.graph_parity import open_graph
 
@@ -24,7 +24,7 @@ def export(student: Path, folder: Path, **options: str) -> Path:
 def test_a_build_for_transformers_js(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stitch, "INLINE_BYTES", 0)
+    monkeypatch.setattr(initializers, "INLINE_BYTES", 0)
     ours = export(student_folder, tmp_path / "ours")
     theirs = export(student_folder, tmp_path / "theirs", client="transformers.js")
     assert open_build(theirs).manifest["client"] == "transformers.js"

@@ -14,13 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 import cli
-from edge.build import DECODER, EMBED_TOKENS, GRAPHS, VISION_ENCODER
+from edge.build import DECODER, EMBED_TOKENS, VISION_ENCODER
 from genrecal.core.errors import BuildError, ConfigError
 from genrecal.export import kernels, linter
 from genrecal.export.build import export_run
 from genrecal.export.families import FAMILIES
 from genrecal.export.onnx_graphs import export_graphs
-from genrecal.export.quantize import quantize_graph
+from genrecal.export.quantize.schemes import scheme_of
+from genrecal.export.quantize.weights import quantize_weights
 from genrecal.export.value_types import UNKNOWN, typed_nodes
 from tests.edge.conftest import write_build
 
@@ -169,8 +170,8 @@ def test_tensorrt_takes_symmetric_quantization_alone(tmp_path: Path) -> None:
 
 
 def test_int8_of_the_exporter_is_for_the_cpu(fp32_graphs: Path, tmp_path: Path) -> None:
-    for graph in GRAPHS:
-        quantize_graph(fp32_graphs / f"{graph}.onnx", tmp_path / f"{graph}.onnx")
+    for graph, scheme in scheme_of("int8", "cpu").items():
+        quantize_weights(fp32_graphs / f"{graph}.onnx", tmp_path / f"{graph}.onnx", scheme)
         assert reasons(tmp_path / f"{graph}.onnx", "cpu", graph) == []
     assert reasons(tmp_path / f"{EMBED_TOKENS}.onnx", "jetson", EMBED_TOKENS) == []
     assert reasons(tmp_path / f"{DECODER}.onnx", "jetson")
@@ -249,12 +250,15 @@ def test_the_command_names_graph_node_operator_and_reason(student_folder: Path, 
 
 
 def test_an_export_for_a_target_that_cannot_run_it_leaves_no_build(
-    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("genrecal.export.build.TARGET", "jetson")
     with pytest.raises(BuildError, match=r"nodes cannot run on jetson; the first is '.*GroupQueryAttention"):
         export_run(
-            student_folder, tmp_path / "build", precision="int8", parity_prompts=[("What is a circle?",)]
+            student_folder,
+            tmp_path / "build",
+            precision="fp32",
+            target="jetson",
+            parity_prompts=[("What is a circle?",)],
         )
     assert not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from genrecal.core.errors import BuildError, ModelError
-from genrecal.export import stitch
+from genrecal.export import initializers
 from genrecal.export.onnx_graphs import export_graphs
 from tests.export.graphs import session
 
@@ -52,11 +52,11 @@ def test_the_export_is_quiet(student_folder: Path, tmp_path: Path, capfd: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == GRAPHS
 
 
-@pytest.mark.parametrize("inline_bytes", [stitch.INLINE_BYTES, 0], ids=["inside", "beside"])
+@pytest.mark.parametrize("inline_bytes", [initializers.INLINE_BYTES, 0], ids=["inside", "beside"])
 def test_two_exports_are_byte_identical(
     student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline_bytes: int
 ) -> None:
-    monkeypatch.setattr(stitch, "INLINE_BYTES", inline_bytes)
+    monkeypatch.setattr(initializers, "INLINE_BYTES", inline_bytes)
     for name in ("first", "second"):
         export_graphs(student_folder, tmp_path / name)
     names = [path.name for path in sorted((tmp_path / "first").iterdir())]
