@@ -281,6 +281,18 @@ def export(
     adapter: Annotated[
         Path | None, typer.Option(help="A LoRA adapter of the student; merged first, and proven.")
     ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of answer tokens that must be the checkpoint's; default: int8 0.98, int4 0.95.",
+        ),
+    ] = None,
+    keep_fp16: Annotated[
+        str | None,
+        typer.Option(metavar="auto|NAME,...", help="Weights of the language model that stay in float16."),
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the build; private.")
     ] = None,
@@ -308,6 +320,8 @@ def export(
         target=target,
         client=client,
         adapter=adapter,
+        min_agreement=min_agreement,
+        keep_fp16=keep_fp16.split(",") if keep_fp16 and keep_fp16 != "auto" else keep_fp16 or (),
     )
     for folder, repository in ((build, push_to_hub), (find_student(run).folder, push_student)):
         if repository is not None:

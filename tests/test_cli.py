@@ -45,6 +45,8 @@ OPTIONS = {
         "--output",
         "--for",
         "--adapter",
+        "--min-agreement",
+        "--keep-fp16",
         "--push-to-hub",
         "--push-student",
         "--public",
@@ -141,7 +143,8 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def build(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_run(tiny_pair.student, tmp_path_factory.mktemp("cli") / "build", precision="int8")
+    folder = tmp_path_factory.mktemp("cli") / "build"
+    return export_run(tiny_pair.student, folder, precision="int8", min_agreement=0)
 
 
 @pytest.fixture

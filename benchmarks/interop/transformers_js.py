@@ -75,8 +75,10 @@ def compare(
     from edge.model import EdgeModel
     from genrecal.export.build import export_run
 
-    ours = export_run(student, scratch / "ours", precision=precision)
-    theirs = export_run(student, scratch / "theirs", precision=precision, client="transformers.js")
+    ours = export_run(student, scratch / "ours", precision=precision, min_agreement=0)
+    theirs = export_run(
+        student, scratch / "theirs", precision=precision, client="transformers.js", min_agreement=0
+    )
     model = EdgeModel.open(ours)
     settings = model.build.preprocessor_config
     token_px = settings["patch_size"] * settings["merge_size"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,33 +30,26 @@ from genrecal.core.errors import BuildError
 from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
-from genrecal.export import gate, image_dependence, linter, parity, vision_attention
+from genrecal.export import gate, image_dependence, linter, parity
 from genrecal.export.adapter import merge_adapter
 from genrecal.export.calibration import training_queries
 from genrecal.export.clients import OURS, adapt, require_client
 from genrecal.export.initializers import initializer_bytes
 from genrecal.export.onnx_graphs import export_graphs
-from genrecal.export.quantize.gptq import Gptq
+from genrecal.export.precision import Choice, print_costs, vision_form, write_graphs
 from genrecal.export.quantize.schemes import (
-    GraphScheme,
     Scheme,
-    Static,
-    described,
     files_of,
     is_calibrated,
     needs_float16,
     scheme_of,
 )
-from genrecal.export.quantize.static import quantize_static
-from genrecal.export.quantize.weights import quantize_weights
-from genrecal.export.reference import Reference, require_float16
+from genrecal.export.reference import require_float16
 from genrecal.export.student import family_of, find_student
 from genrecal.models.processors import load_processor
 
 PRECISIONS = layout.PRECISIONS
 CPU = "cpu"
-# Of files that are traced in float16.
-HALF = "_fp16"
 
 
 def export_run(
@@ -67,6 +60,8 @@ def export_run(
     target: str = CPU,
     client: str = OURS,
     adapter: Path | None = None,
+    min_agreement: float | None = None,
+    keep_fp16: Collection[str] | str = (),
     parity_prompts: Sequence[parity.Query] | None = None,
 ) -> Path:
     """Export the student that `path` names, a run folder or a model folder; see `export_student`.
@@ -78,6 +73,8 @@ def export_run(
         target: one of `edge.build.TARGETS`, what the build is made for.
         client: what runs the build.
         adapter: a LoRA adapter of that student, which is merged first and proven; see `merge_adapter`.
+        min_agreement: see `export_student`.
+        keep_fp16: see `export_student`.
         parity_prompts: queries of the parity report and of the merge's proof.
 
     Raises:
@@ -104,6 +101,8 @@ def export_run(
             target=target,
             client=client,
             provenance=provenance,
+            min_agreement=min_agreement,
+            keep_fp16=keep_fp16,
             parity_prompts=parity_prompts,
             calibration=training.calibration if training else (),
         )
@@ -117,6 +116,8 @@ def export_student(
     provenance: dict[str, Any],
     target: str = CPU,
     client: str = OURS,
+    min_agreement: float | None = None,
+    keep_fp16: Collection[str] | str = (),
     parity_prompts: Sequence[parity.Query] | None = None,
     calibration: Sequence[parity.Query] = (),
 ) -> Path:
@@ -131,6 +132,10 @@ def export_student(
         provenance: what the manifest says of the student's origin; `find_student` gives it.
         target: one of `edge.build.TARGETS`, what the build is made for.
         client: what runs the build, one of `clients.CLIENTS`.
+        min_agreement: share of answer tokens whose likeliest token must be the checkpoint's;
+            `gate.MIN_AGREEMENT` of the precision if None.
+        keep_fp16: weights of the decoder that stay in float16 where others are quantized, by their names in
+            the checkpoint; `sensitivity.AUTO` for those that are worth it.
         parity_prompts: queries (image, question) of the parity report; `parity.default_queries` if None.
         calibration: queries of the student's training data, for what needs calibration; never of a test set.
 
@@ -140,7 +145,8 @@ def export_student(
     Raises:
         ModelError: the folder holds no student that can be exported.
         BuildError: the export failed, its graphs are not the checkpoint's, an activation does not fit
-            float16, the target cannot run a node, the build does not see, or `output` holds something else.
+            float16, the target cannot run a node, the build agrees too little or does not see, or `output`
+            holds something else.
     """
     scheme = scheme_of(precision, target)
     _check_output(output)
@@ -174,7 +180,8 @@ def export_student(
                 if calibration and is_calibrated(scheme)
                 else []
             )
-            details = _write_graphs(student_folder, fp32, folder, scheme, form, references)
+            choice = Choice(calibration=references, asked=expected.references, keep=keep_fp16)
+            details = write_graphs(student_folder, fp32, folder, scheme, form, choice)
             meaning = {"name": precision, "target": target, "graphs": details}
             graphs = {graph: folder / name for graph, name in files_of(scheme).items()}
             linter.require_placed(graphs, target, where=student_folder)
@@ -182,6 +189,9 @@ def export_student(
             if precision != "fp32":
                 report[precision] = gate.compare(expected, folder, graphs)
                 gate.print_report(report)
+                print_costs(details)
+                minimum = gate.MIN_AGREEMENT.get(precision, 0.0) if min_agreement is None else min_agreement
+                gate.require_agreement(report[precision], minimum, where=student_folder)
             console.print("export: asking about different images")
             whole = expected.answers is not None
             seen = (
@@ -201,11 +211,6 @@ def export_student(
             _sign(folder, family, precision, target, provenance, scheme, meaning, client=client)
     console.print(f"build: {output} ({precision} for {target}, weights {size / 1e6:.2f} MB)")
     return output
-
-
-def vision_form(target: str) -> str:
-    """How the vision encoder's attention is written: TensorRT takes no operator of ONNX Runtime's own."""
-    return vision_attention.PARTS if target == "jetson-tensorrt" else vision_attention.FUSED
 
 
 def _check_output(output: Path) -> None:
@@ -238,41 +243,6 @@ def _write_settings(student: Path, processor: Any, folder: Path) -> None:
             if not written.is_file():
                 raise BuildError(f"the student has no {name}", where=student)
             (folder / name).write_bytes(written.read_bytes())
-
-
-def _write_graphs(
-    student: Path, fp32: Path, folder: Path, scheme: Scheme, form: str, calibration: list[Reference]
-) -> dict[str, Any]:
-    """Move or quantize graphs into `folder`; returns what was done to each."""
-    halves = [graph for graph, of_graph in scheme.items() if of_graph.computes_in == "fp16"]
-    traced = fp32 / "onnx"
-    if halves:
-        console.print("export: tracing in float16")
-        export_graphs(student, traced, precision="fp16", suffix=HALF, only=halves, vision_form=form)
-    (folder / "onnx").mkdir()
-    details = {}
-    for graph, of_graph in scheme.items():
-        source = traced / f"{graph}{HALF if graph in halves else ''}.onnx"
-        target = folder / layout.graph_file(graph, of_graph.suffix)
-        details[graph] = {**described(of_graph), **_write_graph(source, target, of_graph, calibration)}
-    return details
-
-
-def _write_graph(
-    source: Path, target: Path, scheme: GraphScheme, calibration: list[Reference]
-) -> dict[str, Any]:
-    if scheme.weights is None:
-        for path in source.parent.glob(f"{source.name}*"):  # the graph, and what lies beside it
-            path.replace(target.parent / path.name)
-        return {"bytes": initializer_bytes(target)}
-    console.print(f"export: quantizing {target.name}")
-    if isinstance(scheme.weights, Static):
-        feeds = [feed for reference in calibration for feed in reference.feeds]
-        return quantize_static(source, target, scheme, feeds)
-    if not (calibration and is_calibrated({target.name: scheme})):
-        return {"rounding": "nearest", **quantize_weights(source, target, scheme)}
-    found = quantize_weights(source, target, scheme, rounding=Gptq(source, calibration))
-    return {"rounding": f"gptq, {len(calibration)} prompts of the training data", **found}
 
 
 def _sign(

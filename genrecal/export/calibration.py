@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from genrecal.core.config import parse_config
 from genrecal.core.console import console
 from genrecal.core.errors import GenrecalError
 from genrecal.core.files import read_json
@@ -25,6 +26,8 @@ from genrecal.data.mixture import read_mixture
 from genrecal.data.source import MixtureConfig
 from genrecal.export.reference import Query
 
+# Tables of the data, which the run left beside it.
+DATA_CACHE = "data-cache"
 # Stands for an image in a turn's text.
 IMAGE = "<image>"
 # Of the report; calibration takes others.
@@ -48,11 +51,15 @@ def training_queries(run: Path) -> TrainingQueries | None:
     config = manifest.get("config", {}).get("data") if manifest.get("kind") == "run" else None
     if not config:
         return None
+    # A run's settings say more, of how it is read.
+    known = {key: value for key, value in config.items() if key in MixtureConfig.model_fields}
+    cache = run.parent / DATA_CACHE
     try:
-        mixture = read_mixture(MixtureConfig.model_validate(config))
+        data = parse_config(known, MixtureConfig, where=run / NAME)
+        mixture = read_mixture(data, cache=cache if cache.is_dir() else None)
         count = min(len(mixture), CALIBRATED + REPORTED)
         places = np.linspace(0, len(mixture) - 1, count).round().astype(int)
-        queries = [_query(mixture[int(place)]) for place in places]
+        queries = [query_of(mixture[int(place)]) for place in places]
     except GenrecalError as error:
         console.print(f"export: the run's training data cannot be read here: {error}", markup=False)
         return None
@@ -64,7 +71,7 @@ def training_queries(run: Path) -> TrainingQueries | None:
     )
 
 
-def _query(sample: Sample) -> Query:
+def query_of(sample: Sample) -> Query:
     """The first question, with its images where they stand in it."""
     text = next(turn.text for turn in sample.turns if turn.role == "user")
     images = iter(sample.images)

@@ -44,6 +44,9 @@ class Expected:
     """None for a student that is compared layer by layer."""
 
 
+# precision -> share of answer tokens whose likeliest token must be the checkpoint's
+MIN_AGREEMENT = {"int8": 0.98, "int4": 0.95}
+
 # Each graph against torch, and whole answers where there are any.
 Found = tuple[graph_parity.GraphParity, parity.Parity | None]
 
@@ -107,6 +110,30 @@ def require_same(found: Found, *, where: Path) -> None:
     graph_parity.require_same(found[0], tolerance=parity.LOGITS_TOLERANCE, where=where)
     if found[1] is not None:
         parity.require_equal(found[1], where=where)
+
+
+def agreement(found: Found) -> float:
+    """Share of answer tokens whose likeliest token is torch's: of whole answers, where there are any."""
+    graphs, answers = found
+    return graphs.forced_top1 if answers is None else answers.forced_top1
+
+
+def require_agreement(found: Found, minimum: float, *, where: Path) -> None:
+    """The gate that quantized graphs pass.
+
+    Raises:
+        BuildError: fewer answer tokens than `minimum` are the checkpoint's.
+    """
+    share = agreement(found)
+    if not share >= minimum:
+        tokens = found[0].answer_tokens if found[1] is None else found[1].answer_tokens
+        worst = "" if found[1] is None else f" (worst query: {found[1].worst['query']})"
+        raise BuildError(
+            f"the likeliest token is the checkpoint's for {100 * share:.1f}% of {tokens} answer tokens, "
+            f"asked for are {100 * minimum:g}%{worst}",
+            where=where,
+            fix="Keep costly weights (--keep-fp16 auto), take more bits, or ask for less (--min-agreement)",
+        )
 
 
 def print_report(report: dict[str, Found]) -> None:

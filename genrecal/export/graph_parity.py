@@ -58,10 +58,10 @@ def compare_graphs(references: Sequence[Reference], graphs: dict[str, Path]) -> 
         return largest
 
     # Each session is gone before the next one opens.
-    for reference, features_MD in zip(references, _features(references, graphs), strict=True):
+    for reference, features_MD in zip(references, image_features(references, graphs), strict=True):
         if features_MD is not None:
             note(layout.VISION_ENCODER, features_MD, reference.embeds_SD[reference.is_image_S])
-    for reference, embeds_SD in zip(references, _embeddings(references, graphs), strict=True):
+    for reference, embeds_SD in zip(references, embeddings(references, graphs), strict=True):
         text_S = ~reference.is_image_S
         note(layout.EMBED_TOKENS, embeds_SD[text_S], reference.embeds_SD[text_S])
     return_freed_memory()
@@ -69,7 +69,7 @@ def compare_graphs(references: Sequence[Reference], graphs: dict[str, Path]) -> 
     tokens = top1 = worst = 0
     squared_error = squared = largest = 0.0
     for number, reference in enumerate(references):
-        logits_AV = _forced_logits(session, reference)
+        logits_AV = forced_logits(session, reference)
         expected_AV = reference.logits_AV
         found = note(layout.DECODER, logits_AV, expected_AV)
         largest, worst = max((largest, worst), (found, number))
@@ -161,7 +161,7 @@ def decoder_feed(session: onnxruntime.InferenceSession, reference: Reference) ->
         "num_logits_to_keep": np.array(0, np.int64),
         **_empty_past(session),
     }
-    return {entry.name: feed[entry.name] for entry in session.get_inputs()}
+    return {entry.name: feed[entry.name] for entry in session.get_inputs() if entry.name in feed}
 
 
 def _has_blocks(path: Path) -> bool:
@@ -178,7 +178,9 @@ def _empty_past(session: onnxruntime.InferenceSession) -> dict[str, NDArray[Any]
     }
 
 
-def _features(references: Sequence[Reference], graphs: dict[str, Path]) -> list[NDArray[np.float32] | None]:
+def image_features(
+    references: Sequence[Reference], graphs: dict[str, Path]
+) -> list[NDArray[np.float32] | None]:
     return_freed_memory()
     session = open_graph(graphs[layout.VISION_ENCODER])
     found: list[NDArray[np.float32] | None] = []
@@ -189,7 +191,7 @@ def _features(references: Sequence[Reference], graphs: dict[str, Path]) -> list[
     return found
 
 
-def _embeddings(references: Sequence[Reference], graphs: dict[str, Path]) -> list[NDArray[np.float32]]:
+def embeddings(references: Sequence[Reference], graphs: dict[str, Path]) -> list[NDArray[np.float32]]:
     return_freed_memory()
     session = open_graph(graphs[layout.EMBED_TOKENS])
     return [
@@ -198,7 +200,7 @@ def _embeddings(references: Sequence[Reference], graphs: dict[str, Path]) -> lis
     ]
 
 
-def _forced_logits(session: onnxruntime.InferenceSession, reference: Reference) -> NDArray[np.float32]:
+def forced_logits(session: onnxruntime.InferenceSession, reference: Reference) -> NDArray[np.float32]:
     """Logits_AV of the answer: the prompt first, then the answer's tokens behind its past."""
     past = _empty_past(session)
     outputs = ["logits", *(name.replace("past_key_values", "present", 1) for name in past)]

@@ -38,7 +38,11 @@ def exported(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def export(precision: str) -> Path:
         if precision not in done:
             done[precision] = export_run(
-                student_folder, folder / precision, precision=precision, parity_prompts=QUERIES
+                student_folder,
+                folder / precision,
+                precision=precision,
+                min_agreement=0,  # random weights
+                parity_prompts=QUERIES,
             )
         return done[precision]
 
@@ -127,7 +131,9 @@ def test_exporting_again_gives_the_same_bytes(
     exported: Exporter, student_folder: Path, tmp_path: Path
 ) -> None:
     first = exported("int8")
-    again = export_run(student_folder, tmp_path / "again", precision="int8", parity_prompts=QUERIES)
+    again = export_run(
+        student_folder, tmp_path / "again", precision="int8", min_agreement=0, parity_prompts=QUERIES
+    )
     for path in sorted(first.rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (again / path.relative_to(first)).read_bytes(), path.name
@@ -183,7 +189,9 @@ def test_a_large_student_is_compared_layer_by_layer(
     """The same graphs; torch reads its weights as it goes, and nothing is opened whole."""
     monkeypatch.setattr(gate, "WHOLE_BYTES", 0)
     monkeypatch.setattr(parity, "compare", None)
-    folder = export_run(student_folder, tmp_path / "build", precision="int8", parity_prompts=QUERIES)
+    folder = export_run(
+        student_folder, tmp_path / "build", precision="int8", min_agreement=0, parity_prompts=QUERIES
+    )
     report = json.loads((folder / "parity.json").read_text())
     assert report["torch"] == "layer by layer" and report["precisions"] == {}
     assert report["graphs"]["fp32"]["difference"]["decoder_model_merged"] < parity.LOGITS_TOLERANCE
@@ -191,6 +199,28 @@ def test_a_large_student_is_compared_layer_by_layer(
     for graph in GRAPHS:
         name = f"onnx/{graph}_int8.onnx"
         assert (folder / name).read_bytes() == (exported("int8") / name).read_bytes()
+
+
+def test_too_little_agreement_leaves_no_build(student_folder: Path, tmp_path: Path) -> None:
+    """Nothing agrees to more than all of it; the costliest weights are in the manifest of one that passes."""
+    with pytest.raises(
+        BuildError, match=r"for [\d.]+% of \d+ answer tokens, asked for are 101%.*--keep-fp16"
+    ):
+        export_run(
+            student_folder,
+            tmp_path / "build",
+            precision="int4",
+            min_agreement=1.01,
+            keep_fp16="auto",
+            parity_prompts=QUERIES[:1],
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_manifest_names_the_costliest_weights(exported: Exporter) -> None:
+    graphs = verify_manifest(exported("int4"), kind="build")["quantization"]["graphs"]
+    costs = [cost["divergence"] for cost in graphs["decoder_model_merged"]["costliest"]]
+    assert costs == sorted(costs, reverse=True) and len(costs) == 5 and costs[0] > 0
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
