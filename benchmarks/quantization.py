@@ -93,6 +93,7 @@ def run(
             fresh = drawn(folder / "test", "test", seed=7, count=questions)
             agreement, sizes = measured(MODELS / name / "student", folder, training, fresh)
             found["agreement"][name], found["sizes"][name] = agreement, sizes
+            write_json(path, found)
         if "scores" in (part or PARTS):
             found["scores"] = scores(MODELS / STUDENTS[0] / "student", scratch, training, scored)
     if "speed" in (part or PARTS):
@@ -193,6 +194,7 @@ def _dynamic(*, reduced: bool) -> Callable[..., None]:
             per_channel=True,
             reduce_range=reduced,
             weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # behind ONNX Runtime's own operators
         )
 
     return rounded
