@@ -24,6 +24,7 @@ from torch import Tensor
 
 from genrecal.core.errors import BuildError
 from genrecal.export import initializers
+from genrecal.export.attention_nodes import simplify_attention
 from genrecal.export.initializers import written
 from genrecal.export.weights import CheckpointWeights
 
@@ -86,6 +87,7 @@ def stitch(
     found = _fold(model, names, weights)
     _fix_sizes(model, sizes)
     shapes = {weight.name: _shape(weight, weights) for weight in found.values()}
+    simplify_attention(model.graph, shapes)
     total = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
     with written(model, target, outside=total > initializers.INLINE_BYTES) as constants:
         for weight in {weight.name: weight for weight in found.values()}.values():
