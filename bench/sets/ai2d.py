@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import tsv
+from bench.kit_letters import kit_letters
 from bench.parquet import image_of, options_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first, option_lines
 from bench.rules.lmms_letters import equals_letter
-from bench.rules.option_letters import infer_option
 from bench.scoring import Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Row, Source, Task
 from bench.types import Query
@@ -44,12 +44,6 @@ def load(path: Path) -> list[Row]:
 def prompt(row: Row) -> Query:
     """Image, question, options, the instruction."""
     return images_first(row, f"{row.question}\n{option_lines(row.options)}{LAST_LINE}")
-
-
-def vlmevalkit(row: Row, reply: str) -> Mark:
-    """The kit's letters, without a judge."""
-    letter = infer_option(reply, row.options)
-    return Mark(hit=float(letter == row.gold), read=letter or "", unparsed=letter is None)
 
 
 def lmms(row: Row, reply: str) -> Mark:
@@ -88,5 +82,5 @@ AI2D = Task(
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,
     prompt=prompt,
-    score=by_rules({OFFICIAL: vlmevalkit, VLMEVALKIT: vlmevalkit, LMMS: lmms}),
+    score=by_rules({OFFICIAL: kit_letters, VLMEVALKIT: kit_letters, LMMS: lmms}),
 )

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import tsv
+from bench.kit_letters import kit_letters
 from bench.parquet import numbered_images, options_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first, option_lines
 from bench.rules.lmms_letters import first_letter
-from bench.rules.option_letters import infer_option
 from bench.scoring import Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Row, Source, Task
 from bench.types import Query
@@ -52,12 +52,6 @@ def prompt(row: Row) -> Query:
     """All images, then the official prompt, which has its choices."""
     official = row.facts.get("prompt")
     return images_first(row, official or f"{row.question}\n{option_lines(row.options, '({letter}) {text}')}")
-
-
-def letters(row: Row, reply: str) -> Mark:
-    """The kit's letters in the place of an LLM."""
-    letter = infer_option(reply, row.options)
-    return Mark(hit=float(letter == row.gold), read=letter or "", unparsed=letter is None)
 
 
 def lmms(row: Row, reply: str) -> Mark:
@@ -102,5 +96,5 @@ BLINK = Task(
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,
     prompt=prompt,
-    score=by_rules({OFFICIAL: letters, VLMEVALKIT: letters, LMMS: lmms}, macro={OFFICIAL: TASK}),
+    score=by_rules({OFFICIAL: kit_letters, VLMEVALKIT: kit_letters, LMMS: lmms}, macro={OFFICIAL: TASK}),
 )

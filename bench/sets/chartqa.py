@@ -8,16 +8,13 @@ from typing import Any
 
 from bench.image_files import require_image_file
 from bench.parquet import image_of, parquet_files, read_cells
-from bench.prompt_parts import images_first
 from bench.rules.relaxed_accuracy import is_right
 from bench.scoring import Mark, by_rules
+from bench.short_answers import TEMPLATE, prompt
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Row, Source, Task
-from bench.types import Query
 from genrecal.core.errors import DataError
 from genrecal.core.files import read_json
 
-LAST_LINE = "\nAnswer the question using a single word or phrase."
-TEMPLATE = f"image, then {{question}}{LAST_LINE}"
 HUMAN, AUGMENTED = "human", "augmented"
 
 
@@ -45,11 +42,6 @@ def load(path: Path) -> list[Row]:
                 )
             )
     return rows
-
-
-def prompt(row: Row) -> Query:
-    """Image, question, the instruction."""
-    return images_first(row, row.question + LAST_LINE)
 
 
 def official(row: Row, reply: str) -> Mark:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.kit_letters import kit_letters
 from bench.parquet import image_of, numbered_images, options_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first, images_in_place, option_lines, require_named_images
 from bench.rules.mmmu_domains import DOMAIN_OF, OTHER_DOMAIN
 from bench.rules.mmmu_parse import parse_choice_pro
-from bench.rules.option_letters import infer_option
 from bench.scoring import Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Choices, Outcome, Row, Source, Task
 from bench.types import Query
@@ -62,12 +62,6 @@ def official(row: Row, reply: str) -> Mark:
     return _mark(row, parse_choice_pro(reply, row.options))
 
 
-def vlmevalkit(row: Row, reply: str) -> Mark:
-    """The kit's letters, without a judge."""
-    letter = infer_option(reply, row.options)
-    return Mark(hit=float(letter == row.gold), read=letter or "", unparsed=letter is None)
-
-
 def lmms(row: Row, reply: str) -> Mark:
     """lmms-eval: no look at "Answer:"; of a screenshot's reply, nothing but the gold letter is right."""
     if row.facts["setting"] == VISION:
@@ -77,7 +71,7 @@ def lmms(row: Row, reply: str) -> Mark:
 
 def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> Outcome:
     """The mean of the two headline settings where both are there, else of all rows."""
-    outcome = by_rules({OFFICIAL: official, VLMEVALKIT: vlmevalkit, LMMS: lmms})(rows, replies, choices)
+    outcome = by_rules({OFFICIAL: official, VLMEVALKIT: kit_letters, LMMS: lmms})(rows, replies, choices)
     settings = outcome.groups["setting"]
     if all(name in settings for name in HEADLINE):
         value = sum(settings[name].score for name in HEADLINE) / len(HEADLINE)

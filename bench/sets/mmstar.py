@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import tsv
+from bench.kit_letters import kit_letters
 from bench.parquet import image_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first, option_lines
 from bench.rules.lmms_letters import extract_letter
-from bench.rules.option_letters import infer_option
 from bench.scoring import Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Row, Source, Task
 from bench.types import Query
@@ -59,12 +59,6 @@ def official(row: Row, reply: str) -> Mark:
     said, gold = reply.lower().strip().replace("\n", " "), str(row.gold).lower().strip()
     right = any(said.startswith(beginning + gold) for beginning in BEGINNINGS)
     return Mark(hit=float(right), read=said[:20])
-
-
-def vlmevalkit(row: Row, reply: str) -> Mark:
-    """The kit's letters, without a judge."""
-    letter = infer_option(reply, row.options)
-    return Mark(hit=float(letter == row.gold), read=letter or "", unparsed=letter is None)
 
 
 def lmms(row: Row, reply: str) -> Mark:
@@ -117,5 +111,5 @@ MMSTAR = Task(
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,
     prompt=prompt,
-    score=by_rules({OFFICIAL: official, VLMEVALKIT: vlmevalkit, LMMS: lmms}, macro={LMMS: "l2_category"}),
+    score=by_rules({OFFICIAL: official, VLMEVALKIT: kit_letters, LMMS: lmms}, macro={LMMS: "l2_category"}),
 )

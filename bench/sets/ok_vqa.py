@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from bench.prompt_parts import images_first
 from bench.rules import vqa_accuracy
 from bench.scoring import Mark, by_rules
+from bench.short_answers import TEMPLATE, official, prompt
 from bench.task import LMMS, OFFICIAL, Row, Source, Task
-from bench.types import Query
 from bench.vqa_files import read_vqa
-
-LAST_LINE = "\nAnswer the question using a single word or phrase."
-TEMPLATE = f"image, then {{question}}{LAST_LINE}"
-
-
-def prompt(row: Row) -> Query:
-    """Image, question, the instruction."""
-    return images_first(row, row.question + LAST_LINE)
-
-
-def official(row: Row, reply: str) -> Mark:
-    """The VQA challenge's accuracy."""
-    return Mark(hit=vqa_accuracy.official(reply, row.gold), read=reply[:40])
 
 
 def lmms(row: Row, reply: str) -> Mark:

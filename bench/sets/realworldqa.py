@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import tsv
+from bench.kit_letters import kit_letters
 from bench.parquet import image_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first, option_lines
 from bench.rules.lmms_letters import extract_letter
-from bench.rules.option_letters import infer_option
 from bench.scoring import Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Choices, Outcome, Row, Source, Task
 from bench.types import Query
@@ -71,12 +71,6 @@ def lmms(row: Row, reply: str) -> Mark:
     return Mark(hit=float(said == gold.lower()), read=said[:40])
 
 
-def vlmevalkit(row: Row, reply: str) -> Mark:
-    """The kit's letters, without a judge."""
-    letter = infer_option(reply, row.options)
-    return Mark(hit=float(letter == row.gold), read=letter or "", unparsed=letter is None)
-
-
 def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> Outcome:
     """The mean over rows; the kit's rule is refused where a question has no options."""
     bare = [row.id for row in rows if not row.options]
@@ -86,7 +80,7 @@ def score(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> 
             where="RealWorldQA",
             fix="Name the kit's TSV",
         )
-    return by_rules({OFFICIAL: lmms, VLMEVALKIT: vlmevalkit, LMMS: lmms})(rows, replies, choices)
+    return by_rules({OFFICIAL: lmms, VLMEVALKIT: kit_letters, LMMS: lmms})(rows, replies, choices)
 
 
 REALWORLDQA = Task(

@@ -12,10 +12,10 @@ from typing import Any
 
 from bench import tsv
 from bench.image_files import find_image
+from bench.kit_letters import kit_letters
 from bench.parquet import image_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first, option_lines
 from bench.rules.lmms_letters import first_character
-from bench.rules.option_letters import infer_option
 from bench.scoring import Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, ImageSource, Row, Source, Task
 from bench.types import Query
@@ -64,12 +64,6 @@ def prompt(row: Row) -> Query:
     return images_first(row, f"{row.question}\n{option_lines(row.options)}{LAST_LINE}")
 
 
-def vlmevalkit(row: Row, reply: str) -> Mark:
-    """The kit's letters, without a judge."""
-    letter = infer_option(reply, row.options)
-    return Mark(hit=float(letter == row.gold), read=letter or "", unparsed=letter is None)
-
-
 def lmms(row: Row, reply: str) -> Mark:
     """lmms-eval: the first character, in either case."""
     read = first_character(reply)
@@ -112,5 +106,5 @@ SEED_BENCH_2_PLUS = Task(
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,
     prompt=prompt,
-    score=by_rules({OFFICIAL: vlmevalkit, VLMEVALKIT: vlmevalkit, LMMS: lmms}),
+    score=by_rules({OFFICIAL: kit_letters, VLMEVALKIT: kit_letters, LMMS: lmms}),
 )

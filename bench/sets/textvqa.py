@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.image_files import find_image
-from bench.prompt_parts import images_first
 from bench.rules import vqa_accuracy
 from bench.scoring import Mark, by_rules, require_unique
+from bench.short_answers import TEMPLATE, official, prompt
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, Row, Source, Task
-from bench.types import Query
 from genrecal.core.errors import DataError
 from genrecal.core.files import read_json
 
-LAST_LINE = "\nAnswer the question using a single word or phrase."
-TEMPLATE = f"image, then {{question}}{LAST_LINE}"
 FILE = "TextVQA_0.5.1_val.json"
 
 
@@ -35,16 +32,6 @@ def load(path: Path) -> list[Row]:
     rows = [_row(cells, file, number) for number, cells in enumerate(listed)]
     require_unique((row.id for row in rows), where=str(file))
     return rows
-
-
-def prompt(row: Row) -> Query:
-    """Image, question, the instruction."""
-    return images_first(row, row.question + LAST_LINE)
-
-
-def official(row: Row, reply: str) -> Mark:
-    """The VQA challenge's accuracy."""
-    return Mark(hit=vqa_accuracy.official(reply, row.gold), read=reply[:40])
 
 
 def vlmevalkit(row: Row, reply: str) -> Mark:
