@@ -36,8 +36,10 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.judge import OfflineJudge
-from bench.run import BENCHMARKS
-from bench.stats import paired_difference
+from bench.paired import paired_difference
+from bench.scoring import score
+from bench.task import Choices
+from bench.tasks import TASKS
 from edge import build as layout
 from edge.model import EdgeModel
 from genrecal.core.console import console, errors
@@ -228,11 +230,12 @@ def scores(student: Path, scratch: Path, training: Sequence[Query], count: int) 
         model = EdgeModel.open(folder, threads=1)
         hits[precision] = {}
         for name, path in paths.items():
-            of_set = BENCHMARKS[name].load(path)
-            asked = (BENCHMARKS[name].as_query(question) for question in of_set)
+            task = TASKS[name]
+            rows = task.load(path)
+            asked = (task.prompt(row) for row in rows)
             replies = {query.id: model.answer(query.parts, do_sample=False).text for query in asked}
-            judge = [OfflineJudge()] if name == "mmvet" else []
-            hits[precision][name] = BENCHMARKS[name].score(of_set, replies, *judge).hits
+            choices = Choices(judge=OfflineJudge())
+            hits[precision][name] = score(task, rows, replies, choices, generation="greedy").hits
     found: dict[str, Any] = {"questions": count}
     for precision, name in itertools.product(("int8", "int4"), paths):
         difference = paired_difference(hits[precision][name], hits["fp32"][name])
