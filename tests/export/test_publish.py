@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.utils import reset_sessions
 
 from genrecal.core.errors import BuildError, ModelError
 from genrecal.export import parity
@@ -84,7 +85,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    # Sessions are kept, and one that was made offline stays so.
+    reset_sessions()
     yield handler
+    reset_sessions()
     server.shutdown()
     thread.join()
 
