@@ -25,7 +25,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-train test-rest
+	$(MAKE) --no-print-directory --jobs 2 test-train test-rest
 
 # About half of the time each; both in one process with `pytest`.
 test-train: setup

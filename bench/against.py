@@ -13,11 +13,12 @@ from typing import Any
 
 from rich.text import Text
 
+from bench.command import bench_command
 from bench.differences import compare, difference_lines
 from bench.gate import Gate, Limits, gate_json, gate_lines, judge_drop, read_limits
 from bench.page import PAGE, open_benches, told_apart, write_page
 from bench.report import Report, read_report
-from bench.run import NAME, bench_command
+from bench.run import NAME
 from bench.samples import Opened
 from bench.subject import default_output, spec_of
 from bench.types import Remote

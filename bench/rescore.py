@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.answering import read_answers
+from bench.command import require_complete
 from bench.judge import Judge, OfflineJudge
 from bench.part import part_of
 from bench.report import Report, Result, read_report
-from bench.run import NAME, digest, journal_of, require_complete, result_of, tasks_of, write_report
+from bench.run import NAME, digest, journal_of, result_of, tasks_of, write_report
 from bench.scoring import require_answers, template_sha256
 from bench.task import OFFICIAL, Choices
 from bench.tasks import TASKS, task_named

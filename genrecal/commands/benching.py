@@ -89,7 +89,7 @@ def bench(
 ) -> None:
     """Score a checkpoint, a build or an endpoint on benchmarks, and measure its speed, memory and size."""
     from bench.against import bench_against
-    from bench.run import named_sets
+    from bench.command import named_sets
     from bench.subject import remote_of
     from genrecal.data.subject_overlap import find_overlap
 
@@ -168,8 +168,8 @@ def score(
     ] = True,
 ) -> None:
     """Score saved answers again, without the model."""
+    from bench.command import named_sets, open_judge
     from bench.rescore import score_command
-    from bench.run import named_sets, open_judge
 
     cache = (output or (answers if answers.is_dir() else answers.parent)) / "judge.jsonl"
     score_command(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.command import bench_command, named_sets
 from bench.journal import read_lines
 from bench.report import grid, markdown, print_reports, read_report
-from bench.run import bench_command, journal_of, named_sets, read_answers, run_bench
+from bench.run import journal_of, read_answers, run_bench
 from bench.subject import open_subject
 from bench.timed import summarise
 from bench.types import Answer, SubjectSpec
