@@ -100,7 +100,6 @@ def test_ratios_are_of_engines_in_the_same_round() -> None:
     assert summarise(rounds)["genrecal int8"]["tokens_s"] == {"median": 20, "lowest": 10, "highest": 30}
 
 
-@pytest.mark.skipif(not RESULT.is_file(), reason="benchmarks/results/speed.json: not measured yet")
 def test_the_committed_measurement() -> None:
     result = read_json(RESULT)
     assert set(CASES) < set(result["figures"]) and result["rounds"]
