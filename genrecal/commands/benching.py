@@ -12,6 +12,15 @@ from genrecal.commands.options import Pin, TrustedKeys
 
 app = typer.Typer()
 
+Mmmu = Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")]
+Compat = Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")]
+JudgeModel = Annotated[str, typer.Option(help="The judge's model name.")]
+JudgeRuns = Annotated[int, typer.Option(min=1, help="Judge runs to average.")]
+JudgeReplay = Annotated[bool, typer.Option(help="Judge from kept replies alone; make no call.")]
+JudgeControl = Annotated[
+    bool, typer.Option(help="Grade with the hardened prompt and grade constant answers too.")
+]
 JudgePrompts = Annotated[
     list[Path] | None,
     typer.Option(
@@ -29,7 +38,7 @@ def bench(
         typer.Argument(help="A checkpoint folder (RUN/student), a build folder, or an address."),
     ],
     mmb: Annotated[Path | None, typer.Option(help="MMBench's TSV.")] = None,
-    mmmu: Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")] = None,
+    mmmu: Mmmu = None,
     mm_vet: Annotated[Path | None, typer.Option("--mm-vet", help="MM-Vet's folder or mm-vet.json.")] = None,
     test: Annotated[
         list[str] | None,
@@ -42,7 +51,7 @@ def bench(
         typer.Option(help="What the subject learnt from, where no run is beside it; repeatable."),
     ] = None,
     overlap: Annotated[bool, typer.Option(help="Look for the questions in the training data.")] = True,
-    compat: Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")] = "official",
+    compat: Compat = "official",
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Result folder; default: SUBJECT-bench.")] = None,
     greedy: Annotated[bool, typer.Option(help="Greedy answers instead of the model's own settings.")] = False,
@@ -59,19 +68,15 @@ def bench(
     ] = None,
     ssh: Annotated[str, typer.Option(help="The ssh command, with options such as a port or a key.")] = "ssh",
     remote_command: Annotated[str, typer.Option(help="genrecal on the device.")] = "genrecal",
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")
-    ] = None,
-    judge_model: Annotated[str, typer.Option(help="The judge's model name.")] = "gpt-4-0613",
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = "gpt-4-0613",
     judge_prompt: JudgePrompts = None,
-    judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
+    judge_runs: JudgeRuns = 1,
     judge_cache: Annotated[
         Path | None, typer.Option(help="File of the judge's replies; default: OUTPUT/judge.jsonl.")
     ] = None,
-    judge_replay: Annotated[bool, typer.Option(help="Judge from kept replies alone; make no call.")] = False,
-    judge_control: Annotated[
-        bool, typer.Option(help="Grade with the hardened prompt and grade constant answers too.")
-    ] = True,
+    judge_replay: JudgeReplay = False,
+    judge_control: JudgeControl = True,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each set, evenly spaced.")] = None,
     timed: Annotated[int, typer.Option(min=0, help="Queries that speed is measured with; 0: none.")] = 12,
     baseline: Annotated[
@@ -142,30 +147,26 @@ def report(
 def score(
     answers: Annotated[Path, typer.Argument(help="A bench folder, or a JSON file of replies to one set.")],
     mmb: Annotated[Path | None, typer.Option(help="MMBench's TSV; default: where it lay then.")] = None,
-    mmmu: Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")] = None,
+    mmmu: Mmmu = None,
     mm_vet: Annotated[Path | None, typer.Option("--mm-vet", help="MM-Vet's folder or mm-vet.json.")] = None,
     test: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="Another benchmark and its files; repeatable."),
     ] = None,
-    compat: Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")] = "official",
+    compat: Compat = "official",
     official_random: Annotated[
         bool, typer.Option(help="MMMU: draw what cannot be parsed, as the official script does.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Result folder; default: the bench folder.")] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")
-    ] = None,
-    judge_model: Annotated[str, typer.Option(help="The judge's model name.")] = "gpt-4-0613",
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = "gpt-4-0613",
     judge_prompt: JudgePrompts = None,
-    judge_runs: Annotated[int, typer.Option(min=1, help="Judge runs to average.")] = 1,
+    judge_runs: JudgeRuns = 1,
     judge_cache: Annotated[
         Path | None, typer.Option(help="File of the judge's replies; default: judge.jsonl in the folder.")
     ] = None,
-    judge_replay: Annotated[bool, typer.Option(help="Judge from kept replies alone; make no call.")] = False,
-    judge_control: Annotated[
-        bool, typer.Option(help="Grade with the hardened prompt and grade constant answers too.")
-    ] = True,
+    judge_replay: JudgeReplay = False,
+    judge_control: JudgeControl = True,
 ) -> None:
     """Score saved answers again, without the model."""
     from bench.command import named_sets, open_judge
