@@ -50,6 +50,8 @@ def score_command(
     Raises:
         BenchError: there are no answers, or they are to other questions or prompts; or a score is incomplete.
     """
+    if not saved.exists():
+        raise BenchError("no such folder or file", where=saved, fix="Name what genrecal bench wrote")
     choices = Choices(
         compat=compat,
         judge=judge or OfflineJudge(),

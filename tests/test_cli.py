@@ -303,6 +303,7 @@ def test_bench_of_a_wrong_folder_and_without_a_set(build: Path, tmp_path: Path) 
     table.write_text("")
     assert "empty.tsv" in line_of("bench", build, "--mmb", table)[1]
     line_of("bench", tmp_path, "--mmb", table)
+    assert "gone: no such folder or file" in line_of("score", tmp_path / "gone")[1]
 
 
 def test_data_check_finds_a_shared_image(tiny_data: TinyData) -> None:
