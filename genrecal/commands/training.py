@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ def distill(
         arguments=[str(config), *(word for override in overrides or () for word in ("--set", override))],
         submit=submit,
     )
+    _leave_as_rank()
 
 
 @app.command(
@@ -61,6 +63,14 @@ def cache(
     from genrecal.train.settings import RunConfig
 
     fill_cache(load_config(config, RunConfig, overrides or ()))
+    _leave_as_rank()
+
+
+def _leave_as_rank() -> None:
+    if "RANK" in os.environ:
+        from genrecal.train.engine import leave
+
+        leave()
 
 
 @app.command(

@@ -22,6 +22,7 @@ from genrecal.core.console import console
 from genrecal.core.errors import ConfigError, Requeue
 from genrecal.train.agent import run_agent
 from genrecal.train.cache_command import fill_caches
+from genrecal.train.engine import leave
 from genrecal.train.heartbeat import BEAT_S, LINGER_S, Verdict, of_run, post
 from genrecal.train.orphans import die_with_parent
 from genrecal.train.rank import FINISHED, RankFailed, run_rank
@@ -154,3 +155,4 @@ def _rank(rank: int, config: RunConfig, port: int, job: Callable[[RunConfig], No
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     run_rank(config, check=False, job=job)
+    leave()

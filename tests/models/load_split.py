@@ -14,7 +14,7 @@ import deepspeed
 import torch
 
 from genrecal.models.processors import load_model
-from genrecal.train.engine import engine_config, join_ranks, loading_for
+from genrecal.train.engine import engine_config, join_ranks, leave, loading_for
 from genrecal.train.settings import EngineConfig, OptimizerConfig
 from genrecal.train.stages import StageConfig
 
@@ -47,6 +47,7 @@ def main() -> None:
         assert all(hasattr(value, "ds_id") for value in split.parameters())
         found[folder.name] = differences(plain, split)
     print(json.dumps(found))
+    leave()
 
 
 if __name__ == "__main__":

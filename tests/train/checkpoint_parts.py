@@ -29,7 +29,7 @@ from torch import nn
 from genrecal.core.errors import TrainError
 from genrecal.core.manifest import NAME
 from genrecal.train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from genrecal.train.engine import DTYPES, engine_config, gather, join_ranks, start
+from genrecal.train.engine import DTYPES, engine_config, gather, join_ranks, leave, start
 from genrecal.train.settings import EngineConfig, OptimizerConfig
 from genrecal.train.stages import StageConfig
 from genrecal.train.state import PARTS, trained, whole
@@ -229,9 +229,8 @@ def _rank(rank: int, tasks: str, ranks: int, modes: Modes, folder: Path, port: i
         found = TASKS[task](folder, modes)
         if rank == 0:
             (folder / f"{task}-{ranks}.json").write_text(json.dumps(found))
-    sys.stdout.flush()
     dist.barrier()
-    os._exit(0)  # nothing is left to do, and shutting down takes seconds
+    leave()
 
 
 def main() -> None:

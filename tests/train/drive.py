@@ -6,6 +6,7 @@ without, every run starts its own ranks.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from genrecal.core.errors import GenrecalError
 
 
 def main() -> None:
+    from genrecal.train.engine import leave
     from genrecal.train.launch import distill
     from genrecal.train.settings import RunConfig
 
@@ -23,6 +25,8 @@ def main() -> None:
     except GenrecalError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    if "RANK" in os.environ:
+        leave()
 
 
 if __name__ == "__main__":

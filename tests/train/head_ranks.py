@@ -96,6 +96,7 @@ def main(path: Path) -> None:
         engine.destroy()
     if dist.get_rank() == 0:
         path.write_text(json.dumps(found))
+    engines.leave()
 
 
 def _step(engine: Any, step: int) -> dict[str, Any]:

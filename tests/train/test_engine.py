@@ -14,13 +14,47 @@ from genrecal.core.errors import ConfigError
 from genrecal.train.engine import engine_config
 from genrecal.train.settings import EngineConfig, OptimizerConfig
 from genrecal.train.stages import StageConfig
-from tests.train.conftest import as_one_rank
+from tests.train.conftest import as_one_rank, environment, free_port
 
 JOIN = """
 from genrecal.train.engine import join_ranks, sum_over_ranks
 join_ranks()
 print(sum_over_ranks({'a': 2.0}))
 """
+
+# When rank 0 is done, its process group still hands the result to a function that takes a second.
+BUSY_GROUP = """
+import os, time, torch, torch.distributed as dist
+from genrecal.train.engine import join_ranks, leave
+join_ranks()
+first = os.environ["RANK"] == "0"
+time.sleep(0 if first else 2)
+work = dist.all_reduce(torch.ones(3), async_op=True)
+work.get_future().then(lambda _: time.sleep(1 if first else 0))
+if not first:
+    work.wait()
+    time.sleep(2)
+leave()
+"""
+
+
+def test_a_rank_leaves_whatever_its_process_group_does() -> None:
+    """The interpreter's own end would abort it: a finished run that counts as failed."""
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY_GROUP], env=environment(RANK=rank, LOCAL_RANK=rank, **shared)
+        )
+        for rank in ("0", "1")
+    ]
+    assert ranks[0].wait(timeout=120) == 0
+    ranks[1].kill()  # its peer is gone
+    ranks[1].wait()
 
 
 def test_no_shared_memory_stays_behind() -> None:
