@@ -161,14 +161,14 @@ def needs_teacher(method: str, run: dict[str, Any]) -> bool:
 
 def stage_steps(plan: Plan, name: str, student_updates: float) -> tuple[Steps, int]:
     """The part of the plan that a stage follows, and its updates."""
-    if "student_lora" not in STAGES[name].trains and STAGES[name].trains == ("recalibrator",):
+    if STAGES[name].trains == ("recalibrator",):
         return plan.recalibrate, plan.recalibrate.updates
     if name in HALVES:
         first = plan.distill.updates // 2
         updates = first if name == HALVES[0] else plan.distill.updates - first
         # The second half moves all of the student's weights, at the rates at which the others do.
         return (plan.distill if name == HALVES[0] else plan.finetune), round(updates * student_updates)
-    part = plan.finetune if STAGES[name].trains == ("student_full",) else plan.distill
+    part = plan.finetune if "student_full" in STAGES[name].trains else plan.distill
     return part, round(part.updates * student_updates)
 
 

@@ -2,7 +2,8 @@
 
 WORK/student        Qwen2-VL-2B's sizes, random bf16 weights: torch and `genrecal export` read it
 WORK/language       its language model alone as a Qwen2: the other two engines' converters read it
-WORK/build-int8, WORK/build-int4, WORK/genai-int8, WORK/genai-int4, WORK/gguf/*.gguf
+WORK/build-int8, WORK/build-int4, WORK/genai-int8, WORK/genai-int4,
+WORK/genai-int4-head8, WORK/gguf/*.gguf
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ CASES: dict[str, Case] = {
     "genrecal int4": Case(kind="edge", file="build-int4", precision="int4"),
     "onnxruntime-genai int8": Case(kind="genai", file="genai-int8", precision="int8"),
     "onnxruntime-genai int4": Case(kind="genai", file="genai-int4", precision="int4"),
+    # As ours: with its defaults the head, a seventh of the weights, has 4 bits as well.
+    "onnxruntime-genai int4, head int8": Case(kind="genai", file="genai-int4-head8", precision="int4"),
     "llama.cpp Q8_0": Case(kind="llama", file="gguf/q8_0.gguf", precision="int8"),
     "llama.cpp Q4_0": Case(kind="llama", file="gguf/q4_0.gguf", precision="int4"),
     "torch bf16": Case(kind="torch", file="student", precision="bf16"),

@@ -41,6 +41,9 @@ def prepare(work: Path, packages: Path | None, *, model: Path = CONFIG, threads:
         gguf / "q4_0.gguf": lambda target: quantize_gguf(gguf / "f16.gguf", target, "Q4_0", threads),
         work / "genai-int8": lambda target: write_genai(language, target, "int8", packages),
         work / "genai-int4": lambda target: write_genai(language, target, "int4", packages),
+        work / "genai-int4-head8": lambda target: write_genai(
+            language, target, "int4", packages, options=["algo_config=rtn_last"]
+        ),
         work / "build-int8": lambda target: write_build(student, target, "int8"),
         work / "build-int4": lambda target: write_build(student, target, "int4"),
     }
@@ -62,9 +65,12 @@ def write_build(student: Path, target: Path, precision: str) -> None:
     _call(["-c", "from cli import app; app()", *command], {})
 
 
-def write_genai(language: Path, target: Path, precision: str, packages: Path | None) -> None:
-    """onnxruntime-genai's own model builder with its defaults for the CPU."""
+def write_genai(
+    language: Path, target: Path, precision: str, packages: Path | None, *, options: Sequence[str] = ()
+) -> None:
+    """onnxruntime-genai's own model builder for the CPU: its defaults, but for `options`."""
     command = ["-i", str(language), "-o", str(target), "-p", precision, "-e", "cpu"]
+    command += ["--extra_options", *options] if options else []
     cache = ["-c", str(target.with_name("cache"))]
     _call(["-m", "onnxruntime_genai.models.builder", *command, *cache], {"PYTHONPATH": str(packages)})
 

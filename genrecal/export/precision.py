@@ -2,7 +2,7 @@
 
 fp32 or fp16 graph -> scheme without weights -> moved
                    -> Static                 -> calibrated with images
-                   -> Blocks, Rows           -> weights alone; of the decoder, what each one costs
+                   -> Blocks, Dynamic, Rows  -> weights alone; of the decoder, what each one costs
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class RunConfig(Config):
         """The stage `name` with what this config says of it."""
         stage, settings = STAGES[name], self.stage(name)
         trains, losses = stage.trains, stage.losses
-        if "align" in losses and "student_lora" in trains:
+        if stage.distills:
             if self.objective.recalibrator_in_distill == "freeze":
                 trains = tuple(part for part in trains if part != "recalibrator")
             if self.objective.regularize_in_distill:

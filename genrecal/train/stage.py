@@ -108,7 +108,7 @@ def run_stage(
             f"{name}: {len(kept):,} samples, {steps} steps on {dist.get_world_size()} ranks,"
             f" {trained:,} parameters trained, {frozen:,} frozen"
         )
-        if "student_lora" in stage.trains and stage.recalibrates and recalibrator_folder:
+        if stage.distills and recalibrator_folder:
             _warn_unread(recalibrator_folder, config.recalibrator.answer_input)
     save = partial(
         save_stage,

@@ -2,6 +2,7 @@
 
 genrecal          recalibrate -> distill -> finetune               (paper, section 3.3)
 genrecal-no-reg   recalibrate-no-reg -> distill -> finetune        (paper, Table 3)
+genrecal-through  recalibrate -> distill -> distill-finetune       ours: the last stage distils, too
 sft               adapt -> finetune                                the baseline with the same student updates
 minillm           distill-reverse-kl -> finetune                   (paper, Table 4)
 distillm          distill-skewed-kl -> finetune                    (paper, Table 4)
@@ -68,6 +69,11 @@ class Stage:
         return "align" in self.losses
 
     @property
+    def distills(self) -> bool:
+        """Whether the student learns through the Recalibrator."""
+        return self.recalibrates and any(part.startswith("student") for part in self.trains)
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """The terms that are trained on."""
         return tuple(term for loss in self.losses for term in LOSSES[loss].terms)
@@ -81,6 +87,9 @@ STAGES: dict[str, Stage] = {
     "recalibrate": Stage(trains=("recalibrator",), losses=("align", "regularize")),
     "recalibrate-no-reg": Stage(trains=("recalibrator",), losses=("align",)),
     "distill": Stage(trains=("recalibrator", "student_lora"), losses=("align", "sft")),
+    "distill-finetune": Stage(
+        trains=("recalibrator", "student_full"), losses=("align", "sft"), exclude_domains=("general_vqa",)
+    ),
     "adapt": Stage(trains=("student_lora",), losses=("sft",)),
     "distill-reverse-kl": Stage(trains=("student_lora",), losses=("reverse_kl", "sft")),
     "distill-skewed-kl": Stage(trains=("student_lora",), losses=("skewed_reverse_kl", "sft")),
@@ -110,6 +119,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "genrecal": Method(stages=("recalibrate", "distill", "finetune")),
     "genrecal-no-reg": Method(stages=("recalibrate-no-reg", "distill", "finetune")),
+    "genrecal-through": Method(stages=("recalibrate", "distill", "distill-finetune")),
     "sft": Method(stages=("adapt", "finetune"), needs="nothing"),
     "minillm": Method(stages=("distill-reverse-kl", "finetune"), needs="token_types"),
     "distillm": Method(stages=("distill-skewed-kl", "finetune"), needs="token_types"),

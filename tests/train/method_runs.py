@@ -79,6 +79,7 @@ def method_configs(
 
     add("genrecal", {"labels": "teacher"})
     add("genrecal-no-reg", {})
+    add("genrecal-through", {"recalibrator": {"answer_input": "aligned"}})
     add("minillm", twin)
     add("minillm-zero_3", twin, method="minillm", zero_stage=3)
     add("minillm-answers", tiles | {"answer_only": True}, method="minillm")

@@ -20,7 +20,7 @@ from genrecal.train.stages import METHODS
 from tests.kin import Kin
 from tests.tiny import TinyData, TinyPair
 
-ANY_PAIR = ("genrecal", "genrecal-no-reg", "seqkd", "uld", "gold")
+ANY_PAIR = ("genrecal", "genrecal-no-reg", "genrecal-through", "seqkd", "uld", "gold")
 SAME_TYPES = ("minillm", "distillm", "llava-kd")
 NO_TEACHER = ("sft", "finetune")
 

@@ -1,6 +1,7 @@
 """What a precision means on a target, graph by graph: the table that the exporter works by.
 
-    cpu               8 or 4 bits a weight in MatMulNBits; activations are quantized to int8 by the kernel
+    cpu               8 or 4 bits a weight in MatMulNBits; activations are quantized to int8 by the kernel;
+                      vision, where rows are many: 7 bits and one scale for all activations of a product
     jetson            the same weights with float16 activations, which CUDA multiplies; vision in float16
     jetson-tensorrt   vision: int8 weights and activations with scales that are fixed beforehand (QDQ), for
                       TensorRT's own int8; the language model as jetson
@@ -47,6 +48,17 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dynamic:
+    """DynamicQuantizeMatMul: weights in int8, a scale an output channel, symmetric; activations in uint8.
+
+    The kernel finds the one scale and zero point of a product's activations when it runs. 7 bits of the 8:
+    without VNNI an x86 CPU adds two products of a byte and a weight in 16 bits, and 2 * 255 * 64 fits there.
+    """
+
+    bits: int = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
     """Tables: int8 with one scale a row, which is taken from the table with the row."""
 
@@ -75,7 +87,7 @@ class GraphScheme:
     """Of its file, as the ONNX community names it."""
     provider: str
     """Of ONNX Runtime, that it is made for."""
-    weights: Blocks | Rows | Static | None = None
+    weights: Blocks | Dynamic | Rows | Static | None = None
     higher: tuple[Higher, ...] = ()
 
     def bits_of(self, weight: str) -> int | None:
@@ -120,7 +132,7 @@ _CPU_VISION = GraphScheme(
     computes_in="fp32",
     suffix="_int8",
     provider="CPU",
-    weights=_CPU_8,
+    weights=Dynamic(bits=7),
     higher=(_PATCHES,),
 )
 _CPU_INT8: Scheme = {
@@ -258,6 +270,18 @@ def _blocks(weights: Any, float_type: str) -> dict[str, Any]:
     }
 
 
+def _dynamic(weights: Any, float_type: str) -> dict[str, Any]:
+    largest = 1 << (weights.bits - 1)
+    return {
+        "operator": "com.microsoft.DynamicQuantizeMatMul",
+        "bits": weights.bits,
+        "range": [-largest, largest],
+        "symmetric": True,
+        "scales": f"{float_type}, one for each output channel",
+        "activations": f"{float_type}, uint8 inside the kernel, one scale and zero point a product",
+    }
+
+
 def _rows(weights: Any, float_type: str) -> dict[str, Any]:
     return {
         "operator": "Gather, Mul",
@@ -280,4 +304,4 @@ def _static(weights: Any, float_type: str) -> dict[str, Any]:
     }
 
 
-_OPERATORS = {Blocks: _blocks, Rows: _rows, Static: _static}
+_OPERATORS = {Blocks: _blocks, Dynamic: _dynamic, Rows: _rows, Static: _static}

@@ -1,6 +1,6 @@
 """Weights of a finished graph in fewer bits; the graph goes from disk to disk, weight by weight.
 
-MatMul with a constant weight  -> MatMulNBits
+MatMul with a constant weight  -> MatMulNBits, or DynamicQuantizeMatMul
 Gather from the embedding      -> Gather from an int8 table * Gather from its scales, one a token
 what is kept in float16        -> float16 * in the graph's own type, by a Cast
 everything else                -> as it is
@@ -30,7 +30,7 @@ from genrecal.export.initializers import (
     written,
 )
 from genrecal.export.quantize.blocks import Array, Rounding, block_for, nearest, packed
-from genrecal.export.quantize.schemes import SMALLEST_BLOCK, Blocks, GraphScheme
+from genrecal.export.quantize.schemes import SMALLEST_BLOCK, Blocks, Dynamic, GraphScheme, Rows
 
 CONTRIB = "com.microsoft"
 FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
@@ -49,7 +49,7 @@ def quantize_weights(
     Args:
         source: a graph in the type that the scheme computes in.
         target: the `.onnx` file.
-        scheme: with `Blocks` or `Rows`.
+        scheme: with `Blocks`, `Dynamic` or `Rows`.
         rounding: of the weights in blocks of fewer than 8 bits; 8 bits are rounded to the nearest.
         keep: names of weights that are stored in float16.
 
@@ -60,7 +60,7 @@ def quantize_weights(
         BuildError: the graph holds no weight that can be quantized, or not one that is to be kept.
     """
     model = onnx.load(source, load_external_data=False)
-    found = products(model) if isinstance(scheme.weights, Blocks) else tables(model)
+    found = tables(model) if isinstance(scheme.weights, Rows) else products(model)
     if missing := sorted(set(keep) - set(found)):
         raise BuildError(f"no weight of it is called '{missing[0]}'", where=source)
     chosen = {name: scheme.bits_of(name) for name in found if name not in keep}
@@ -83,6 +83,8 @@ def quantize_weights(
             elif isinstance(scheme.weights, Blocks):
                 method = rounding if chosen[name] < 8 else nearest
                 _write_blocks(constants, name, values, chosen[name], scheme.weights.block, method)
+            elif isinstance(scheme.weights, Dynamic):
+                _write_columns(constants, name, values, chosen[name])
             else:
                 _write_rows(constants, name, values)
     return {
@@ -169,6 +171,11 @@ def _quantized(node: NodeProto, scheme: GraphScheme, tensor: TensorProto, bits: 
                 accuracy_level=scheme.weights.accuracy_level,
             )
         ]
+    if isinstance(scheme.weights, Dynamic):
+        inputs = [node.input[0], f"{name}_Q{bits}", f"{name}_scales"]
+        return [
+            helper.make_node("DynamicQuantizeMatMul", inputs, [output], name=node.name, domain=CONTRIB),
+        ]
     ids, wide = node.input[1], tensor.data_type
     return [
         helper.make_node("Gather", [f"{name}_Q{bits}", ids], [f"{output}_q"], name=f"{node.name}_q", axis=0),
@@ -194,6 +201,20 @@ def _write_blocks(
     shape = (outputs, blocks, block * bits // 8)
     constants.add(f"{name}_Q{bits}", shape, TensorProto.UINT8, pieces())
     constants.add_array(f"{name}_scales", np.concatenate(scales).reshape(-1))
+
+
+def _write_columns(constants: Initializers, name: str, weight_KN: Array, bits: int) -> None:
+    step = max(1, initializers.PIECE_VALUES // weight_KN.shape[1])
+    starts = range(0, len(weight_KN), step)
+    largest_N = np.max([np.abs(weight_KN[start : start + step]).max(0) for start in starts], 0)
+    scale_N = largest_N.astype(np.float32) / np.float32(1 << (bits - 1))
+    inverse_N = np.divide(1, scale_N, out=np.zeros_like(scale_N), where=scale_N != 0)
+    pieces = (
+        np.rint(weight_KN[start : start + step].astype(np.float32) * inverse_N).astype(np.int8).tobytes()
+        for start in starts
+    )
+    constants.add(f"{name}_Q{bits}", weight_KN.shape, TensorProto.INT8, pieces)
+    constants.add_array(f"{name}_scales", scale_N)
 
 
 def _write_rows(constants: Initializers, name: str, table_VD: Array) -> None:

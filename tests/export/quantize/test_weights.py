@@ -24,8 +24,9 @@ from genrecal.export.quantize.weights import quantize_weights
 from tests.export import extremes
 from tests.export.extremes import open_session, worst_error
 
-# An 8-bit weight is off by at most 1/255 of its block's largest and an 8-bit activation by 1/254 of its own.
-ROUNDING = 2 / 254
+# An 8-bit weight is off by at most 1/255 of its block's largest and an 8-bit activation by 1/254 of its own;
+# a 7-bit weight by 1/128 of its channel's largest.
+ROUNDING = {DECODER: 2 / 254, VISION_ENCODER: 1 / 128 + 1 / 254}
 CPU = {precision: scheme_of(precision, "cpu") for precision in ("int8", "int4")}
 
 
@@ -74,6 +75,21 @@ def test_the_manifest_describes_the_operators_that_are_there(precision: str, gra
     (rule,) = said.get("higher", [None])
     assert (rule is None) == (precision == "int8")
     assert rule is None or rule["bits"] == 8
+
+
+def test_vision_weights_have_7_bits_and_a_scale_a_channel(precision: str, graphs: Path) -> None:
+    said = described(CPU[precision][VISION_ENCODER])
+    graph = onnx.load(graphs / f"{VISION_ENCODER}.onnx").graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "DynamicQuantizeMatMul"]
+    assert nodes and not any(node.op_type == "MatMulNBits" for node in graph.node)
+    for node in nodes:
+        _, weight, scales = node.input
+        low, high = said["range"]
+        assert f"{node.domain}.{node.op_type}" == said["operator"]
+        assert stored[weight].dtype == np.int8 and stored[scales].shape == stored[weight].shape[1:]
+        assert low <= stored[weight].min() and stored[weight].max() <= high
+        assert (np.abs(stored[weight]).max(0) == high).all()  # the whole range is used in every channel
 
 
 def test_language_weights_take_at_most_055_and_035_of_float16(precision: str, graphs: Path) -> None:
@@ -183,22 +199,24 @@ EXTREMES = {
 }
 
 
+@pytest.mark.parametrize("graph", ROUNDING)
 @pytest.mark.parametrize("weight_KN", EXTREMES.values(), ids=EXTREMES)
-def test_extreme_activations_do_not_saturate_here(weight_KN: np.ndarray, tmp_path: Path) -> None:
+def test_extreme_activations_do_not_saturate_here(weight_KN: np.ndarray, graph: str, tmp_path: Path) -> None:
     source, target = product(weight_KN, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
-    quantize_weights(source, target, CPU["int8"][DECODER])
-    assert worst_error(str(source), str(target)) < ROUNDING
+    quantize_weights(source, target, CPU["int8"][graph])
+    assert worst_error(str(source), str(target)) < ROUNDING[graph]
 
 
+@pytest.mark.parametrize("graph", ROUNDING)
 @pytest.mark.parametrize("weight_KN", EXTREMES.values(), ids=EXTREMES)
 def test_extreme_activations_do_not_saturate_on_a_cpu_without_vnni(
-    weight_KN: np.ndarray, tmp_path: Path
+    weight_KN: np.ndarray, graph: str, tmp_path: Path
 ) -> None:
     qemu = shutil.which("qemu-x86_64")
     if qemu is None:
         pytest.skip("needs qemu-x86_64 (Debian: qemu-user) to emulate an x86 CPU that has AVX2 and no VNNI")
     source, target = product(weight_KN, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
-    quantize_weights(source, target, CPU["int8"][DECODER])
+    quantize_weights(source, target, CPU["int8"][graph])
     script = Path(extremes.__file__)
     done = subprocess.run(
         [qemu, "-cpu", "Haswell", str(Path(sys.executable).resolve()), str(script), str(source), str(target)],
@@ -210,7 +228,7 @@ def test_extreme_activations_do_not_saturate_on_a_cpu_without_vnni(
     assert done.returncode == 0, done.stderr[-500:]
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["plain_product_error"] > 0, "this CPU does not saturate, so it proves nothing"
-    assert measured["worst_error"] < ROUNDING
+    assert measured["worst_error"] < ROUNDING[graph]
 
 
 def test_a_graph_with_weights_beside_it_is_quantized_piece_by_piece(
