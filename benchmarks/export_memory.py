@@ -1,12 +1,13 @@
 """The peak memory of exporting a student of Qwen2-VL-2B's full size, in a process of its own.
 
-    python -m benchmarks.export_memory run
+    python -m benchmarks.export_memory run --precision int8
 
 The student has the published sizes and random weights in bf16; its tokenizer is a small one, which changes
 no size. Peak is VmHWM of the exporting process: everything that was resident at once, files that are mapped
 into memory among it.
 
-    RESULTS/export_memory.json    sizes, versions, peak, time, and the bar: 1.6 x the fp16 weights + 2 GiB
+    RESULTS/export_memory.json    by precision: sizes, versions, peak, time, and the bar, which is
+                                  1.6 x the fp16 weights + 2 GiB
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ def run(
     bar_bytes = int(BAR_FACTOR * fp16_bytes + BAR_EXTRA_BYTES)
     result = {
         "model": model.name,
-        "precision": precision,
         "parameters": parameters,
         "fp16_bytes": fp16_bytes,
         "bar_bytes": bar_bytes,
@@ -74,7 +74,8 @@ def run(
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
     }
-    write_json(results / NAME, result)
+    path = results / NAME
+    write_json(path, {**(read_json(path) if path.is_file() else {}), precision: result})
     console.print(
         f"peak {measured['peak_bytes'] / 1e9:.2f} GB of {bar_bytes / 1e9:.2f} GB allowed, "
         f"{measured['seconds']:.0f} s"

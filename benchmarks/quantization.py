@@ -69,6 +69,8 @@ NEW_TOKENS = 32
 LANGUAGE = (layout.EMBED_TOKENS, layout.DECODER)
 # Of Qwen2-VL-2B's mlp.
 WIDTHS = (1536, 8960)
+# A token, a question, an image of 448 x 448 in the vision encoder.
+ROWS = (1, 128, 1024)
 REPEATS = 10
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -79,7 +81,7 @@ def run(
     part: Annotated[list[str] | None, typer.Option(help="Parts of PARTS; repeatable. Default: all.")] = None,
     student: Annotated[list[str] | None, typer.Option(help="Of STUDENTS; repeatable. Default: all.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Fresh questions for the agreement.")] = 100,
-    scored: Annotated[int, typer.Option(min=1, help="Questions of each benchmark.")] = 60,
+    scored: Annotated[int, typer.Option(min=1, help="Questions of each benchmark.")] = 1000,
     results: Annotated[Path, typer.Option(help="Folder of quantization.json.")] = RESULTS,
 ) -> None:
     """Measure all parts, or some, which take the place of what quantization.json has of them."""
@@ -297,7 +299,7 @@ def speed() -> dict[str, Any]:
                 decoder(source, paths[name], scheme_of(precision, "cpu")[layout.DECODER], ())
         sessions = {name: _session(path) for name, path in paths.items()}
         found: dict[str, Any] = {"widths": list(WIDTHS), "threads": 1}
-        for rows in (1, 128):
+        for rows in ROWS:
             x = np.random.default_rng(1).normal(size=(rows, WIDTHS[0])).astype(np.float32)
             best = dict.fromkeys(sessions, np.inf)
             for _, (name, session) in itertools.product(range(REPEATS), sessions.items()):

@@ -180,6 +180,7 @@ def test_another_teachers_cache_is_refused_before_a_rank_starts(
     assert not path.with_suffix("").exists()
 
 
+@pytest.mark.full
 def test_a_killed_command_goes_on_behind_its_shards(write_config: WriteConfig, tmp_path: Path) -> None:
     """`genrecal cache`, killed with SIGKILL after its first shard and started again."""
     data = write_data(tmp_path / "data", samples=24)

@@ -220,6 +220,7 @@ SHORT = {"stages": {name: {"epochs": 0.2} for name in METHODS["genrecal"].stages
 STOP, WARN = (SHORT | {"preflight": {"mode": mode, "samples": 6}} for mode in ("stop", "warn"))
 
 
+@pytest.mark.full
 def test_a_run_stops_alike_on_one_rank_and_on_two(write_config: WriteConfig) -> None:
     records = {}
     for ranks in (1, 2):
