@@ -24,8 +24,8 @@ from bench.tasks import TASKS
 from bench.thumbnails import Thumbnails
 from genrecal.core.errors import GenrecalError
 
-TEXT_BUDGET = 1_400_000
-IMAGE_BUDGET = 2_800_000
+# Of the room that the page's tables and plots leave, texts take at most this share and images the rest.
+TEXT_SHARE = 0.2
 RIGHT = 0.5  # a judge's grade from here on counts as right in the filters
 # Characters of one text; a model that babbles must not fill the page.
 QUESTION_LENGTH, REPLY_LENGTH, WORDS_LENGTH = 2000, 1200, 500
@@ -78,8 +78,16 @@ class Samples:
     notes: tuple[str, ...]  # sets whose questions cannot be shown, and why
 
 
-def collect(opened: Sequence[Opened]) -> Samples:
-    """The samples of all benchmarks that the first subject was asked, and that every other was asked too."""
+NO_SAMPLES = Samples(samples=[], images={}, total=0, left_out=0, left_out_images=0, notes=())
+
+
+def collect(opened: Sequence[Opened], *, room: int) -> Samples:
+    """The samples of all benchmarks that the first subject was asked, and that every other was asked too.
+
+    Args:
+        opened: the subjects, the baseline first.
+        room: bytes that texts and images may take in the page.
+    """
     by_benchmark: list[list[Seen]] = []
     notes = []
     for name in opened[0].report.results:
@@ -92,20 +100,23 @@ def collect(opened: Sequence[Opened]) -> Samples:
             continue
         by_benchmark.append(sorted(seen, key=lambda one: one.rank))
     ordered = list(_taking_turns(by_benchmark))
-    thumbnails = Thumbnails(IMAGE_BUDGET, samples=len(ordered))
-    samples: list[dict[str, Any]] = []
+    chosen: list[tuple[Seen, dict[str, Any]]] = []
     spent = 0
     for one in ordered:
         sample = _values(one)
         # As it stands in the page, where signs of markup and letters outside ASCII are escapes.
         size = len(htmlsafe_json_dumps(sample)) + 16 * MOST_IMAGES
-        if spent + size > TEXT_BUDGET:
+        if spent + size > TEXT_SHARE * room:
             break
         spent += size
-        keys = [thumbnails.add(image) for image in list(one.rows[0].images.values())[:MOST_IMAGES]]
+        chosen.append((one, sample))
+    thumbnails = Thumbnails(room - spent, samples=len(chosen))
+    for one, sample in chosen:
+        sources = list(one.rows[0].images.values())
+        keys = [thumbnails.add(image) for image in sources[:MOST_IMAGES]]
         sample["images"] = [key for key in keys if key is not None]
-        sample["images_left_out"] = len(one.rows[0].images) - len(sample["images"])
-        samples.append(sample)
+        sample["images_left_out"] = len(sources) - len(sample["images"])
+    samples = [sample for _, sample in chosen]
     return Samples(
         samples=samples,
         images=thumbnails.uris,

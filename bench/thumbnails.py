@@ -6,16 +6,18 @@ import base64
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
 from genrecal.core.files import sha256_bytes
 from genrecal.core.images import open_image
 
-QUALITY = 60
+# WebP takes two thirds of JPEG's bytes for a photograph; a Pillow that was built without it has JPEG.
+FORMAT, QUALITY = ("WEBP", 50) if features.check("webp") else ("JPEG", 60)
 SMALLEST = 120
 # Long side of a thumbnail by how many samples there are to show.
 SIDES = ((100, 480), (300, 320))
-LEAST_SIDE = 200
+# With more samples the first ones, which say most, have large images, and the others small ones.
+FIRST, FIRST_SIDE, LEAST_SIDE = 80, 320, 160
 # One image may take no more than this: noise compresses badly.
 MOST_BYTES = 40_000
 
@@ -25,14 +27,14 @@ class Thumbnails:
 
     Args:
         budget: bytes of all data URIs together.
-        samples: how many samples will ask; with many, each gets a smaller image.
+        samples: how many samples will ask; with many, most get a smaller image.
     """
 
     def __init__(self, budget: int, *, samples: int) -> None:
         self.left = budget
         self.uris: dict[str, str] = {}
         self.left_out = 0
-        self._side = next((side for most, side in SIDES if samples <= most), LEAST_SIDE)
+        self._side = next((side for most, side in SIDES if samples <= most), None)
         self._keys: dict[Path | bytes, str | None] = {}
 
     def add(self, source: Path | bytes) -> str | None:
@@ -50,7 +52,8 @@ class Thumbnails:
     def _add(self, source: Path | bytes) -> str | None:
         if self.left <= 0:
             return None
-        uri = thumbnail(open_image(source), side=self._side)
+        side = self._side or (FIRST_SIDE if len(self.uris) < FIRST else LEAST_SIDE)
+        uri = thumbnail(open_image(source), side=side)
         if len(uri) > self.left:
             return None
         key = sha256_bytes(uri.encode())[:12]
@@ -61,12 +64,12 @@ class Thumbnails:
 
 
 def thumbnail(image: Image.Image, *, side: int) -> str:
-    """A JPEG of at most `side` pixels and about `MOST_BYTES` as a data URI."""
+    """A picture of at most `side` pixels and about `MOST_BYTES` as a data URI."""
     while True:
         small = image.convert("RGB")
         small.thumbnail((side, side))
         stream = io.BytesIO()
-        small.save(stream, format="JPEG", quality=QUALITY, optimize=True)
+        small.save(stream, format=FORMAT, quality=QUALITY, optimize=True)
         if stream.tell() <= MOST_BYTES or side <= SMALLEST:
-            return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+            return f"data:image/{FORMAT.lower()};base64," + base64.b64encode(stream.getvalue()).decode()
         side = max(SMALLEST, side * 2 // 3)

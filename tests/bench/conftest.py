@@ -13,7 +13,7 @@ from edge import build as layout
 from genrecal.core.files import write_json
 from genrecal.core.manifest import write_manifest
 from genrecal.export.onnx_graphs import export_graphs
-from tests.bench.scripted import three_benches
+from tests.bench import scripted
 from tests.bench.tiny_sets import COLOURS, mmb_row, mmmu_row, mmvet_row, write_mmb, write_mmmu, write_mmvet
 from tests.tiny import TinyPair, sharpen
 
@@ -80,4 +80,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def benches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return three_benches(tmp_path_factory.mktemp("benches"))
+    return scripted.three_benches(tmp_path_factory.mktemp("benches"))
+
+
+@pytest.fixture(scope="session")
+def large_benches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return scripted.large_benches(tmp_path_factory.mktemp("large_benches"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from bench.perf import Perf
 from bench.run import run_bench
@@ -91,4 +95,25 @@ def three_benches(folder: Path) -> list[Path]:
             ("int8", int8, 0.3, 2_000_000),
             ("int4", int4, 0.4, 1_000_000),
         )
+    ]
+
+
+def large_benches(folder: Path) -> list[Path]:
+    """Two subjects with more text and pictures than a page may have: 1,200 questions, a photograph each."""
+    rng = np.random.default_rng(0)
+    names = [f"validation_{('Art', 'Math', 'Music')[number % 3]}_{number}" for number in range(1200)]
+    rows = []
+    for name in names:
+        coarse = Image.fromarray(rng.integers(0, 255, (15, 20, 3), dtype=np.uint8)).resize((240, 180))
+        grain = rng.integers(-40, 40, (180, 240, 1))
+        picture = Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
+        stream = io.BytesIO()
+        picture.save(stream, format="JPEG")
+        rows.append(mmmu_row(name, image_1={"bytes": stream.getvalue(), "path": "1.jpg"}))
+    path = write_mmmu(folder / "mmmu" / "a.parquet", rows).parent
+    student = {name: f"{'It is said that ' * 40} the answer is A" for name in names}
+    build = {**student, **{name: "B" for name in names[::4]}}
+    return [
+        scripted_bench(folder / name, {"mmmu": path}, answers)
+        for name, answers in (("student", student), ("int4", build))
     ]

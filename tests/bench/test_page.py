@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import bench.samples
+import bench.page
 from bench.against import report_command
 from bench.frontier import COSTS, Point
 from bench.page import DATA, MARKDOWN, MOST_BYTES, PAGE, open_benches, write_page
@@ -63,7 +63,7 @@ def test_the_page_asks_no_network_and_hostile_answers_stay_text(benches, tmp_pat
 
 
 def test_the_most_informative_samples_come_first_and_benchmarks_take_turns(benches):
-    samples = collect(open_benches(benches)).samples
+    samples = collect(open_benches(benches), room=MOST_BYTES).samples
     assert [sample["benchmark"] for sample in samples[:4]] == ["mmb", "mmvet", "mmmu", "mmmu"]
     assert samples[0]["id"] == "1" and [row["id"] for row in samples[0]["rows"]] == ["1", "1000001"]
     assert samples[0]["scores"] == [1.0, 0.0, 0.0] and samples[0]["rows"][1]["read"] == ["B", "A", "A"]
@@ -75,13 +75,24 @@ def test_the_most_informative_samples_come_first_and_benchmarks_take_turns(bench
     assert "offline rules" in judged["rows"][0]["words"][0] and judged["rows"][0]["read"] == [None] * 3
 
 
-def test_a_large_bench_stays_within_its_budget_and_says_what_is_left_out(benches, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.samples, "TEXT_BUDGET", 4000)
-    monkeypatch.setattr(bench.samples, "IMAGE_BUDGET", 900)
-    data = write_page(open_benches(benches), tmp_path)["samples"]
-    assert 0 < data["shown"] < 16 and data["left_out"] == 16 - data["shown"]
+def test_a_large_bench_fills_the_page_to_its_limit_and_says_what_is_left_out(large_benches, tmp_path):
+    data = write_page(open_benches(large_benches), tmp_path)["samples"]
+    assert data["questions"] == 1200 and data["shown"] + data["left_out"] == 1200
+    assert 200 < data["shown"] < 1200 and data["shown_with_images_left_out"] < 0.5 * data["shown"]
     page = (tmp_path / PAGE).read_text()
+    assert 0.9 * MOST_BYTES < len(page.encode()) < MOST_BYTES
     assert f"{data['left_out']} were left out to keep this page small" in page
+
+
+def test_where_the_tables_leave_no_room_the_samples_go_first(benches, tmp_path, monkeypatch):
+    opened = open_benches(benches)
+    nothing = collect(opened, room=0)
+    assert (nothing.samples, nothing.left_out, nothing.total) == ([], 16, 16)
+    monkeypatch.setattr(bench.page, "MOST_BYTES", 60_000)
+    assert write_page(opened, tmp_path)["samples"]["shown"] == 0
+    monkeypatch.setattr(bench.page, "MOST_BYTES", 9_000)
+    with pytest.raises(BenchError, match="Name fewer benches"):
+        write_page(opened, tmp_path)
 
 
 def test_images_are_bounded_each_alone_and_all_together():
@@ -93,10 +104,10 @@ def test_images_are_bounded_each_alone_and_all_together():
         stream = io.BytesIO()
         Image.fromarray(np.roll(noise, number_, axis=0)).save(stream, format="PNG")
         sources.append(stream.getvalue())
-    thumbnails = Thumbnails(100_000, samples=10)
+    thumbnails = Thumbnails(60_000, samples=10)
     keys = [thumbnails.add(source) for source in (*sources, sources[0])]
     assert keys[0] is not None and keys[-1] == keys[0] and None in keys
-    assert sum(map(len, thumbnails.uris.values())) <= 100_000 and thumbnails.left_out == keys.count(None)
+    assert sum(map(len, thumbnails.uris.values())) <= 60_000 and thumbnails.left_out == keys.count(None)
 
 
 def test_a_set_that_is_gone_leaves_a_note(benches, tmp_path):
@@ -106,7 +117,7 @@ def test_a_set_that_is_gone_leaves_a_note(benches, tmp_path):
     content["results"]["mmb"]["path"] = str(tmp_path / "gone.tsv")
     try:
         file.write_text(json.dumps(content))
-        found = collect(open_benches(benches))
+        found = collect(open_benches(benches), room=MOST_BYTES)
     finally:
         file.write_text(before)
     assert found.total == 14 and "gone.tsv" in found.notes[0]
