@@ -3,6 +3,7 @@ and a machine without torch can run the commands that need none."""
 
 from __future__ import annotations
 
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,14 @@ from typer.core import TyperGroup
 
 from genrecal.commands import benching, building, data, running, training
 from genrecal.core.console import errors
-from genrecal.core.errors import ConfigError, GenrecalError
+from genrecal.core.errors import BenchError, ConfigError, GenrecalError
+
+# What these exit with says what a gate found, 1 or 2 among it: an error of theirs has another code.
+GATES = ("bench",)
+VERDICTS = (1, 2)
+EX_USAGE, EX_SOFTWARE = 64, 70  # of sysexits.h
+# typer brings its own click or uses the installed one; either way this is what it raises.
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class OneLineErrors(TyperGroup):
@@ -20,18 +28,43 @@ class OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except GenrecalError as error:
+            code = no_verdict(ctx, error.exit_code)
             if error.reported:
-                raise typer.Exit(error.exit_code) from None
-            fail(str(error), error.exit_code)
+                raise typer.Exit(code) from None
+            fail(str(error), code)
         except ModuleNotFoundError as error:
             extra = EXTRA_OF.get((error.name or "").partition(".")[0])
             if extra is None:
+                self._crash(ctx)
                 raise
-            fail(f"'{error.name}' is not installed. Install genrecal[{extra}]", ConfigError.exit_code)
+            code = no_verdict(ctx, ConfigError.exit_code)
+            fail(f"'{error.name}' is not installed. Install genrecal[{extra}]", code)
         except OSError as error:
             if error.errno is None:
+                self._crash(ctx)
                 raise
-            fail(f"{error.filename or 'disk'}: {error.strerror}", GenrecalError.exit_code)
+            fail(f"{error.filename or 'disk'}: {error.strerror}", no_verdict(ctx, GenrecalError.exit_code))
+        except UsageError as error:
+            if ctx.invoked_subcommand in GATES:
+                error.exit_code = EX_USAGE
+            raise
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception:
+            self._crash(ctx)
+            raise
+
+    def _crash(self, ctx: Any) -> None:
+        """Leave a gate with a code of its own; elsewhere Python's 1 will do."""
+        if ctx.invoked_subcommand in GATES:
+            traceback.print_exc()
+            raise typer.Exit(EX_SOFTWARE) from None
+
+
+def no_verdict(ctx: Any, exit_code: int) -> int:
+    """An error's exit code, or of a gate's error one that is no verdict."""
+    gated = ctx.invoked_subcommand in GATES and exit_code in VERDICTS
+    return BenchError.exit_code if gated else exit_code
 
 
 # Which extra brings a package that a command found missing.

@@ -23,12 +23,10 @@ from bench.samples import Opened
 from bench.subject import default_output, spec_of
 from bench.types import Remote
 from genrecal.core.console import console
-from genrecal.core.errors import BenchError, GenrecalError
+from genrecal.core.errors import BenchError
 from genrecal.core.files import write_json
 
 GATE = "gate.json"
-# Exit codes 1 and 2 are the gate's verdicts here; an error leaves with the bench's own.
-VERDICTS = (1, 2)
 
 
 def bench_against(
@@ -82,27 +80,20 @@ def bench_against(
             raise BenchError("a limit without a baseline", where="--max-drop", fix="Give --baseline too")
         bench_command(subject, sets=sets, output=output, **own, **options)
         return 0
-    try:
-        # A verdict that is there after a crash must not be an earlier one.
-        (output / GATE).unlink(missing_ok=True)
-        # What is known to fail does so before hours of answering.
-        other = _saved(baseline)
-        if other is not None:
-            _require_sets(other, sets)
-        else:
-            other = _scored(baseline, sets=sets, device=device, **options)
-        build = bench_command(subject, sets=sets, output=output, **own, **options)
-        gate = show_against(build, other, limits, output=output)
-        both = [Opened(folder=_folder_of(baseline), report=other), Opened(folder=output, report=build)]
-        write_page(told_apart(both), output, gate=gate)
-        console.print(f"report: {output / PAGE}")
-        return gate.exit_code if gate else 0
-    except GenrecalError as error:
-        if error.exit_code in VERDICTS:
-            raise BenchError(error.what, where=error.where, fix=error.fix) from None
-        raise
-    except OSError as error:
-        raise BenchError(str(error.strerror or error), where=error.filename) from None
+    # A verdict that is there after a crash must not be an earlier one.
+    (output / GATE).unlink(missing_ok=True)
+    # What is known to fail does so before hours of answering.
+    other = _saved(baseline)
+    if other is not None:
+        _require_sets(other, sets)
+    else:
+        other = _scored(baseline, sets=sets, device=device, **options)
+    build = bench_command(subject, sets=sets, output=output, **own, **options)
+    gate = show_against(build, other, limits, output=output)
+    both = [Opened(folder=_folder_of(baseline), report=other), Opened(folder=output, report=build)]
+    write_page(told_apart(both), output, gate=gate)
+    console.print(f"report: {output / PAGE}")
+    return gate.exit_code if gate else 0
 
 
 def show_against(build: Report, baseline: Report, limits: Limits | None, *, output: Path) -> Gate | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.chat import endpoint_from
+from bench.extraction import ExtractionPrompt, Reader
 from bench.judge import Judge, OfflineJudge
-from bench.judge_prompt import read_prompt
+from bench.judge_prompt import JudgePrompt, read_prompt
+from bench.kept_replies import KeptReplies
 from bench.llm_judge import LLMJudge
+from bench.llm_reader import LLMReader
 from bench.report import Report
 from bench.run import TIMED_QUERIES, FindOverlap, run_bench, tasks_of
 from bench.subject import default_output, open_subject, spec_of
@@ -64,7 +68,7 @@ def bench_command(
         trusted_keys=trusted_keys,
     )
     output = output or default_output(spec)
-    judge = open_judge(
+    judges = open_judges(
         judge_model,
         judge_url,
         judge_cache or output / "judge.jsonl",
@@ -77,7 +81,8 @@ def bench_command(
         open_subject(spec),
         sets,
         output,
-        judge=judge,
+        judge=judges.judge,
+        reader=judges.reader,
         judge_runs=judge_runs,
         official_random=official_random,
         compat=compat,
@@ -89,7 +94,15 @@ def bench_command(
     return report
 
 
-def open_judge(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judges:
+    """Who grades replies, and who reads them."""
+
+    judge: Judge
+    reader: Reader | None  # None: code alone
+
+
+def open_judges(
     model: str,
     url: str | None,
     cache: Path,
@@ -98,8 +111,8 @@ def open_judge(
     runs: int = 1,
     replay_only: bool = False,
     control: bool = True,
-) -> Judge:
-    """The judge that options name: a model where an address is given, else rules.
+) -> Judges:
+    """What the judge's options name: a model where an address is given, else rules.
 
     Raises:
         BenchError: options of a model's without one, or a prompt that cannot be read.
@@ -108,13 +121,21 @@ def open_judge(
     if endpoint is None:
         if prompts or runs > 1 or replay_only:
             raise BenchError("judge options without a judge", where="bench", fix="Give --judge-url too")
-        return OfflineJudge()
+        return Judges(judge=OfflineJudge(), reader=None)
     read = [read_prompt(path) for path in prompts]
-    if len({prompt.bordered for prompt in read}) < len(read):
+    grading = [prompt for prompt in read if isinstance(prompt, JudgePrompt)]
+    reading = [prompt for prompt in read if isinstance(prompt, ExtractionPrompt)]
+    uses = [*(prompt.bordered for prompt in grading), *(prompt.benchmark for prompt in reading)]
+    if len(set(uses)) < len(uses):
         raise BenchError(
-            "two prompts for one table", where="--judge-prompt", fix="Give one for v1, one for v2"
+            "two prompts for one use",
+            where="--judge-prompt",
+            fix="Give one each of MM-Vet, MM-Vet v2, MathVista and BLINK",
         )
-    return LLMJudge(endpoint, cache, prompts=read, replay_only=replay_only, control=control)
+    kept = KeptReplies(endpoint, cache, replay_only=replay_only)
+    return Judges(
+        judge=LLMJudge(kept, prompts=grading, control=control), reader=LLMReader(kept, prompts=reading)
+    )
 
 
 def require_complete(report: Report, output: Path) -> None:
@@ -124,7 +145,7 @@ def require_complete(report: Report, output: Path) -> None:
         BenchError: names the sets.
     """
     missing = [
-        f"{name} ({result.score.details['ungraded']} replies ungraded)"
+        f"{name} ({result.score.details['ungraded']} replies unscored)"
         for name, result in report.results.items()
         if result.score.score is None
     ]

@@ -6,6 +6,7 @@ FOLDER/source.json: repository, the commit that was read, licence, SHA-256 of ev
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import urllib.error
 import urllib.request
@@ -28,7 +29,8 @@ def get_command(name: str, output: Path, *, revision: str | None = None) -> Path
     Args:
         name: the benchmark's name in bench/tasks.py.
         output: the folder; files that are there are not fetched again.
-        revision: a commit of the hub's repository; None: the newest, which is recorded.
+        revision: a commit or branch of the hub's repository; None: the pinned commit, or where none is pinned
+            the newest. The commit that was read is recorded.
 
     Raises:
         BenchError: no such benchmark, or its place cannot be reached.
@@ -65,11 +67,13 @@ def fetch(source: Source, output: Path, *, revision: str | None = None) -> str |
     Returns: the commit of the hub's repository.
 
     Raises:
-        BenchError: the place cannot be reached, or has nothing there.
+        BenchError: the place cannot be reached, has nothing there, or has another file than was pinned.
     """
     if source.repository is None:
         for url in source.urls:
-            _download(url, output / url.rsplit("/", 1)[-1])
+            target = output / url.rsplit("/", 1)[-1]
+            _download(url, target)
+            _require_md5(target, source.md5.get(target.name))
         return None
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -84,7 +88,9 @@ def fetch(source: Source, output: Path, *, revision: str | None = None) -> str |
                 fix="Fetch the files where the hub can be reached, and name their folder",
             ) from None
 
-    commit = asked(lambda: HfApi().dataset_info(str(source.repository), revision=revision).sha)
+    commit = asked(
+        lambda: HfApi().dataset_info(str(source.repository), revision=revision or source.revision).sha
+    )
     asked(
         lambda: snapshot_download(
             str(source.repository),
@@ -95,6 +101,20 @@ def fetch(source: Source, output: Path, *, revision: str | None = None) -> str |
         )
     )
     return commit
+
+
+def _require_md5(file: Path, wanted: str | None) -> None:
+    """Compare a file with the MD5 that its owners publish: it tells versions apart, and is no protection."""
+    if wanted is None:
+        return
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != wanted:
+        raise BenchError(
+            f"is another file than VLMEvalKit names (MD5 {found}, not {wanted})",
+            where=file,
+            fix="Its owners may have changed it: bench it by its name, and say so with the score",
+        )
 
 
 def _download(url: str, target: Path) -> None:

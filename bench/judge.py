@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from bench.null_model import null_scores
 
 AND, OR = "<AND>", "<OR>"
+# With more replies unscored than this share, the rest says too little about the whole.
+MOST_UNGRADED = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.chat import Message
+from bench.extraction import BLINK, MATHVISTA, ExtractionPrompt
+from bench.extraction import PUBLISHED as PUBLISHED_EXTRACTIONS
 from bench.judge import AND, OR, JudgeItem
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_bytes
@@ -25,6 +27,8 @@ PUBLISHED = {
     "d1b3e0a5b4e72c888b77164489d705bba4dd149934fff564dfba6443d81afe3f": "MM-Vet, published",
     "037f83092095d21fe3082e83fd9df2d8f0a8ed1b631c4edb2af2b5e229e9e82b": "MM-Vet v2, published",
 }
+# What MathVista's evaluation/prompts/ext_ans.py and BLINK's eval/multiple_choice.py call their prompts.
+EXTRACTIONS = {"demo_prompt": MATHVISTA, "tmpl": BLINK}
 OWN_WORDS = "own words"
 HARDENED = "hardened"
 ASK_AGAIN = "Predict the correctness of the answer (digit): "
@@ -115,23 +119,33 @@ def hardened() -> JudgePrompt:
     return JudgePrompt(name=HARDENED, text=_HARDENED_RULES, hardened=True)
 
 
-def read_prompt(path: Path) -> JudgePrompt:
-    """A prompt from a file: its text, or of a Python file the string that it calls `prompt`.
+def read_prompt(path: Path) -> JudgePrompt | ExtractionPrompt:
+    """A prompt from a file: its text, or of a Python file the string that has one of the official names.
 
-    The official evaluators can be named as they are; no code is run.
+    The official files can be named as they are; no code is run. `prompt` is MM-Vet's, `demo_prompt` is
+    MathVista's and `tmpl` BLINK's; any other text is for MM-Vet.
 
     Raises:
-        BenchError: no such file, an empty one, or a Python file without such a string.
+        BenchError: no such file, an empty one, a Python file without such a string, or one of BLINK's that
+            has other gaps than question, options and reply.
     """
+    name, text = "prompt", ""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            text = _string_called_prompt(text)
+            name, text = _named_string(text)
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
         raise BenchError(f"cannot be read as the judge's prompt ({error})", where=path) from None
     if not text.strip():
         raise BenchError("holds no prompt", where=path)
-    return JudgePrompt(name=PUBLISHED.get(sha256_bytes(text.encode()), path.name), text=text)
+    sha256 = sha256_bytes(text.encode())
+    if name == "prompt":
+        return JudgePrompt(name=PUBLISHED.get(sha256, path.name), text=text)
+    if name == "tmpl" and (text.count("{}") != 3 or text.count("{") + text.count("}") != 6):
+        raise BenchError("has other gaps than {} for question, options and reply", where=path)
+    return ExtractionPrompt(
+        benchmark=EXTRACTIONS[name], name=PUBLISHED_EXTRACTIONS.get(sha256, path.name), text=text
+    )
 
 
 def parse_grade(reply: str, *, alone: bool = False) -> float | None:
@@ -159,13 +173,15 @@ def _enclosed(item: JudgeItem) -> str:
     return f"<data-{mark}>\n{text}\n</data-{mark}>\nThe grade of the prediction, a single number:"
 
 
-def _string_called_prompt(source: str) -> str:
-    for node in ast.parse(source).body:
+def _named_string(source: str) -> tuple[str, str]:
+    """The first string that is called by one of the official names, in a function too."""
+    for node in ast.walk(ast.parse(source)):
         if (
             isinstance(node, ast.Assign)
-            and any(isinstance(target, ast.Name) and target.id == "prompt" for target in node.targets)
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         ):
-            return node.value.value
-    raise ValueError("no string is called prompt in it")
+            for target in node.targets:
+                if isinstance(target, ast.Name) and target.id in ("prompt", *EXTRACTIONS):
+                    return target.id, node.value.value
+    raise ValueError(f"no string is called {', '.join(('prompt', *EXTRACTIONS))} in it")

@@ -3,8 +3,8 @@
     bench folders + paper_scores.json -> Entry for each row -> Markdown or JSON; the runs' pairs are marked
 
 The paper names neither prompt nor version nor judge of its figures, so rows stand side by side and nothing is
-computed across them. A run's score that plainly is of another kind (another rule, the offline judge) has no
-cell in the table and is named below it.
+computed across them. A run's score that plainly is of another kind (another rule, the offline judge, a part
+of the set) has no cell in the table and is named below it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from bench.judge import OfflineJudge
+from bench.part import part_text
 from bench.report import Report, read_report
 from bench.task import OFFICIAL
 from bench.types import Score
@@ -187,6 +188,8 @@ def _entry(report: Report, pair: Mapping[str, str | None]) -> Entry:
             continue
         scores[column] = 100 * score.score
         judge = f", judge {score.judge['judge']}" if score.judge else ""
+        if score.judge is None and "extraction" in score.details:
+            judge = f", read by {score.details['extraction']}"
         notes.append(
             f"{column}: {score.title}, {score.version}, {score.split}, {score.n} questions, "
             f"generation: {score.generation}{judge}"
@@ -204,6 +207,8 @@ def _entry(report: Report, pair: Mapping[str, str | None]) -> Entry:
 
 def _why_apart(score: Score, *, taken: bool) -> str | None:
     """What makes a score another kind than the paper's column."""
+    if part := part_text(score.details):
+        return f"over {part}"
     if score.compat != OFFICIAL:
         return f"by the rule of {score.compat}"
     if score.judge is not None and score.judge["judge"] == OfflineJudge.facts["judge"]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.part import part_text
 from bench.perf import Perf, perf_from_json
 from bench.stats import Interval
 from bench.types import Facts, Group, Score
@@ -108,7 +109,7 @@ def grid(reports: Sequence[Report]) -> Grid:
                 f"{perf.peak_memory_bytes / 1e6:.0f}" if perf and perf.peak_memory_bytes else NO_FIGURE,
             )
         )
-        notes += [note for title, result in by_title.items() if (note := _note(report.name, title, result))]
+        notes += [note for title, result in by_title.items() for note in _notes(report.name, title, result)]
     columns = (
         "subject",
         *(f"{title} %" for title in titles),
@@ -170,18 +171,19 @@ def _cell(result: Result | None) -> str:
     return text
 
 
-def _note(name: str, title: str, result: Result) -> str | None:
-    """What the official code would have guessed, or a judge has not graded: reported apart."""
+def _notes(name: str, title: str, result: Result) -> list[str]:
+    """What was not asked, what the official code would have guessed, what a judge has not graded."""
     details = result.score.details
+    found = [part_text(details)]
     if unparsed := details.get("unparsed_rows"):
-        return f"{name}, {title}: {unparsed} of {details['rows']} rows unparsed, counted wrong"
+        found.append(f"{unparsed} of {details['rows']} rows unparsed, counted wrong")
     if drawn := details.get("random_rows"):
         how = "drawn at random" if details["official_random"] else "unparsed, counted wrong"
         lucky = details["random_rows_right_by_luck"]
-        return f"{name}, {title}: {drawn} of {result.score.n} {how} (luck would get {lucky} right)"
+        found.append(f"{drawn} of {result.score.n} {how} (luck would get {lucky} right)")
     if ungraded := details.get("ungraded"):
-        return f"{name}, {title}: {ungraded} replies ungraded, left out"
-    return None
+        found.append(f"{ungraded} replies unscored, left out")
+    return [f"{name}, {title}: {note}" for note in found if note]
 
 
 def _check_comparable(reports: Sequence[Report]) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from bench.answering import read_answers
 from bench.command import require_complete
+from bench.extraction import Reader
 from bench.judge import Judge, OfflineJudge
-from bench.part import part_of
+from bench.part import part_details, part_of
 from bench.report import Report, Result, read_report
 from bench.run import NAME, digest, journal_of, result_of, tasks_of, write_report
 from bench.scoring import require_answers, template_sha256
@@ -35,6 +36,7 @@ def score_command(
     output: Path | None = None,
     judge: Judge | None = None,
     judge_runs: int = 1,
+    reader: Reader | None = None,
     official_random: bool = False,
     compat: str = OFFICIAL,
     quiet: bool = False,
@@ -56,6 +58,7 @@ def score_command(
         compat=compat,
         judge=judge or OfflineJudge(),
         judge_runs=judge_runs,
+        reader=reader,
         official_random=official_random,
     )
     if saved.is_dir():
@@ -88,7 +91,8 @@ def _of_folder(folder: Path, sets: Mapping[str, Path], choices: Choices, output:
         if header["prompt"] != template_sha256(task):
             raise BenchError("was asked in other words than this version asks", where=journal)
         path = sets.get(name) or Path(header["source"])
-        rows = part_of(tasks_of({name: path}, choices.compat)[name].load(path), header["limit"])
+        whole = tasks_of({name: path}, choices.compat)[name].load(path)
+        rows = part_of(whole, header["limit"])
         data_sha256 = digest(rows)
         if header["data"] != data_sha256:
             raise BenchError(
@@ -107,7 +111,7 @@ def _of_folder(folder: Path, sets: Mapping[str, Path], choices: Choices, output:
             path=path,
             data_sha256=data_sha256,
             output=output,
-            more=_kept(before, name),
+            more={**part_details(rows, whole), **_kept(before, name)},
         )
     return Report(
         name=first["name"],

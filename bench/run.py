@@ -17,9 +17,10 @@ from typing import Any
 
 from bench import answering
 from bench.answering import answer_all
+from bench.extraction import Reader
 from bench.images import questions_of
 from bench.judge import Judge, OfflineJudge
-from bench.part import part_of
+from bench.part import part_details, part_of
 from bench.perf import Perf, measure
 from bench.readings import write_readings
 from bench.report import Report, Result, print_reports, write_markdown
@@ -48,6 +49,7 @@ def run_bench(
     *,
     judge: Judge | None = None,
     judge_runs: int = 1,
+    reader: Reader | None = None,
     official_random: bool = False,
     compat: str = OFFICIAL,
     timed_queries: int = TIMED_QUERIES,
@@ -64,6 +66,7 @@ def run_bench(
         output: the folder of this subject's answers and results.
         judge: grades MM-Vet's answers; None: the offline judge.
         judge_runs: gradings of MM-Vet that are averaged.
+        reader: reads replies where MathVista's and BLINK's own code asks an LLM; None: code alone.
         official_random: draw MMMU's answers that cannot be parsed, as the official script does.
         compat: whose rule scores: official, vlmevalkit or lmms.
         timed_queries: of the queries with the longest answers, for latency and speed; 0 leaves them out.
@@ -82,10 +85,12 @@ def run_bench(
         compat=compat,
         judge=judge or OfflineJudge(),
         judge_runs=judge_runs,
+        reader=reader,
         official_random=official_random,
     )
     # Every set is read before the first answer, so that a bad file shows at once.
-    questions = {name: part_of(task.load(sets[name]), limit) for name, task in tasks.items()}
+    whole = {name: task.load(sets[name]) for name, task in tasks.items()}
+    questions = {name: part_of(rows, limit) for name, rows in whole.items()}
     found = _overlap(subject, questions, overlap)
     results: dict[str, Result] = {}
     timed: list[tuple[int, str, Row]] = []
@@ -111,7 +116,10 @@ def run_bench(
             choices,
             generation="greedy" if subject.spec.greedy else "model",
             settings=subject.facts.generation,
-            more={"overlap": found.get(name, found)} if found else {},
+            more={
+                **part_details(of_set, whole[name]),
+                **({"overlap": found.get(name, found)} if found else {}),
+            },
             path=sets[name],
             data_sha256=data_sha256,
             output=output,

@@ -3,22 +3,26 @@
     replies + rows -> ids checked -> a Mark for each row -> Outcome -> Score with its labels
 
 A row that no rule can read is wrong and counted apart, as `unparsed_rows` where the official code would ask
-an LLM, as `random_rows` where it would draw.
+an LLM, as `random_rows` where it would draw. Where an LLM was asked and nothing came of it, the row is
+unscored, and in no mean.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.extraction import Extraction, ExtractionPrompt, Reader, Request
+from bench.judge import MOST_UNGRADED
 from bench.task import OFFICIAL, Choices, Outcome, Row, Task
 from bench.types import Group, Score
 from genrecal.core.errors import BenchError
 from genrecal.core.files import sha256_bytes
 
 NAMED = 3  # ids in an error
+CODE_ALONE = "code alone; the official code asks an LLM too"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +34,19 @@ class Mark:
     unparsed: bool = False  # an LLM would be asked; wrong here
     random: bool = False  # the official code would draw; wrong here
     luck: float = 0.0  # what the draw would earn on average
+    unscored: bool = False  # an LLM was asked, and nothing came of it; never a zero
 
 
 Rule = Callable[[Row, str], Mark]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByLLM:
+    """How an LLM reads what a benchmark's own code does not."""
+
+    benchmark: str  # whose prompt
+    request: Callable[[Row, str, ExtractionPrompt], Request | None]  # None: code reads this reply
+    mark: Callable[[Row, str], Mark]  # an extraction
 
 
 def score(
@@ -122,35 +136,73 @@ def require_answers(rows: Sequence[Row], replies: Mapping[str, str], *, where: s
 
 
 def by_rules(
-    rules: Mapping[str, Rule], *, macro: Mapping[str, str] | None = None
+    rules: Mapping[str, Rule], *, macro: Mapping[str, str] | None = None, by_llm: ByLLM | None = None
 ) -> Callable[[Sequence[Row], Mapping[str, str], Choices], Outcome]:
     """A task's `score` from rules that read one reply.
 
     Args:
         rules: compat -> rule.
         macro: compat -> kind of group whose means the score is the mean of; others: the mean of all rows.
+        by_llm: what the official rule asks of an LLM, where there is one.
     """
 
     def outcome(rows: Sequence[Row], replies: Mapping[str, str], choices: Choices) -> Outcome:
-        rule = rules[choices.compat]
+        rule, kind = rules[choices.compat], (macro or {}).get(choices.compat)
         marks = {row.id: rule(row, replies[row.id]) for row in rows}
-        return average(rows, marks, macro=(macro or {}).get(choices.compat))
+        if by_llm is None or choices.compat != OFFICIAL:
+            return average(rows, marks, macro=kind)
+        if choices.reader is None:
+            found = average(rows, marks, macro=kind)
+            return replace(found, details={**found.details, "extraction": CODE_ALONE})
+        extracted = _extracted(rows, replies, by_llm, choices.reader)
+        marks |= {name: _marked(row, one, by_llm) for name, (row, one) in extracted.items()}
+        found = average(rows, marks, macro=kind)
+        facts = dict(choices.reader.facts(by_llm.benchmark))
+        how = {"rule": f"its own code, replies read by {facts['judge']}", "extraction": facts["judge"]}
+        return replace(
+            found,
+            details={**found.details, **how, "rows_read_by_llm": len(extracted)},
+            judge=facts,
+            words={name: one.reason for name, (_, one) in extracted.items()},
+        )
 
     return outcome
 
 
+def _extracted(
+    rows: Sequence[Row], replies: Mapping[str, str], by_llm: ByLLM, reader: Reader
+) -> dict[str, tuple[Row, Extraction]]:
+    """What the LLM read in each reply that code does not read."""
+    prompt = reader.prompt(by_llm.benchmark)
+    asked = [(row, by_llm.request(row, replies[row.id], prompt)) for row in rows]
+    known = [(row, request) for row, request in asked if request is not None]
+    found = reader.read(by_llm.benchmark, [request for _, request in known])
+    return {row.id: (row, one) for (row, _), one in zip(known, found, strict=True)}
+
+
+def _marked(row: Row, extraction: Extraction, by_llm: ByLLM) -> Mark:
+    return Mark(hit=0.0, unscored=True) if extraction.text is None else by_llm.mark(row, extraction.text)
+
+
 def average(rows: Sequence[Row], marks: Mapping[str, Mark], *, macro: str | None = None) -> Outcome:
-    """The mean over rows, or over the means of one kind of group, and what is reported apart."""
-    hits = {row.id: marks[row.id].hit for row in rows}
-    groups = grouped(rows, hits)
-    micro = sum(hits.values()) / len(hits)
+    """The mean over rows, or over the means of one kind of group, and what is reported apart.
+
+    Unscored rows are left out; with too many of them there is no score.
+    """
+    unscored = [name for name, mark in marks.items() if mark.unscored]
+    scored = [row for row in rows if not marks[row.id].unscored]
+    hits = {row.id: marks[row.id].hit for row in scored}
+    groups = grouped(scored, hits)
+    micro = sum(hits.values()) / len(hits) if hits else 0.0
     value = micro
-    if macro is not None:
+    if macro is not None and hits:
         means = [group.score for group in groups[macro].values()]
         value = sum(means) / len(means)
     details: dict[str, Any] = {"rows": len(rows)}
     unparsed = [name for name, mark in marks.items() if mark.unparsed]
     drawn = [name for name, mark in marks.items() if mark.random]
+    if unscored:
+        details |= {"ungraded": len(unscored), "ungraded_row_ids": unscored}
     if unparsed:
         details |= {"unparsed_rows": len(unparsed), "unparsed_row_ids": unparsed}
     if drawn:
@@ -163,8 +215,9 @@ def average(rows: Sequence[Row], marks: Mapping[str, Mark], *, macro: str | None
         }
     if macro is not None:
         details |= {"mean_of": macro, "mean_of_rows": micro}
-    read = {name: mark.read for name, mark in marks.items()}
-    return Outcome(score=value, hits=hits, groups=groups, details=details, read=read)
+    read = {row.id: marks[row.id].read for row in scored}
+    complete = len(unscored) <= MOST_UNGRADED * len(rows)
+    return Outcome(score=value if complete else None, hits=hits, groups=groups, details=details, read=read)
 
 
 def grouped(rows: Sequence[Row], hits: Mapping[str, float]) -> dict[str, dict[str, Group]]:

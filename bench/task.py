@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.extraction import Reader
 from bench.judge import Judge
 from bench.types import Group, Query
 
@@ -50,8 +51,10 @@ class Source:
     files: str  # what lies on disk, for a person
     licence: str
     repository: str | None = None  # of the Hugging Face hub, a data set
+    revision: str | None = None  # the commit of it that is fetched; None: the newest
     patterns: tuple[str, ...] = ()  # its files; empty: all
     urls: tuple[str, ...] = ()  # files that no hub has
+    md5: Mapping[str, str] = field(default_factory=dict)  # of such a file, where its owners publish one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Choices:
     compat: str = OFFICIAL
     judge: Judge | None = None  # None: the offline judge, where a benchmark needs one
     judge_runs: int = 1
+    reader: Reader | None = None  # None: code alone reads replies, where the official code asks an LLM too
     official_random: bool = False  # MMMU: draw what cannot be parsed, as the official script does
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from bench.roofline import Roofline, decoder_bytes, measured_bandwidth, roofline
 from bench.subject import open_subject, spec_from_json
 from bench.subjects.device import DeviceSubject
 from bench.types import Answer, Part, Query, Subject
-from bench.watch import CPU_MEMORY, NO_MONITOR, Watch, Watched, idle_power
+from bench.watch import CPU_MEMORY, NO_MONITOR, Watch, idle_power
 from edge.memory import peak_memory_bytes
+from edge.watching import Watched
 from genrecal.core.errors import BenchError, GenrecalError
 from genrecal.core.files import read_json, write_json
 
@@ -29,6 +30,7 @@ WARM_UP = 2
 RUNS = 3
 NO_MEMORY = "neither the board nor nvidia-smi tells it"
 ELSEWHERE = "the subject answers on another machine than the one that measures"
+NOT_THERE = "the device shows no power monitor or memory of a board, or the connection broke meanwhile"
 NO_BANDWIDTH = "nothing here reads this device's memory to measure it (torch does, on a GPU)"
 
 
@@ -40,6 +42,8 @@ def serve(folder: Path) -> None:
     ]
     spec = spec_from_json(request["spec"])
     here = spec.remote is None and spec.url is None
+    if spec.remote is not None:
+        spec = replace(spec, remote=replace(spec.remote, watch=True))
     # The whole of it for memory, from before the model is there; the timed answers alone for energy.
     with Watch(spec.device, here=here) as whole:
         subject = open_subject(spec)
@@ -47,7 +51,10 @@ def serve(folder: Path) -> None:
             subject.answer([queries[number % len(queries)]])
         idle_watts = idle_power(spec.device) if here else None
         with Watch(spec.device, here=here, idle_watts=idle_watts) as work:
+            if isinstance(subject, DeviceSubject):
+                subject.begin_watch()
             runs = [[_timed(subject, query) for query in queries] for _ in range(RUNS)]
+            there = subject.end_watch() if isinstance(subject, DeviceSubject) else None
         # Before the bandwidth is measured, which takes memory of its own.
         memory, gpu = _peak_memory(subject), _peak_gpu_bytes()
     perf = summarise(runs, memory=memory, gpu=gpu, weights=subject.facts.weights_bytes, warm_up=WARM_UP)
@@ -55,11 +62,19 @@ def serve(folder: Path) -> None:
     perf = replace(
         perf,
         size_bytes=_folder_bytes(spec.path),
-        **costs(perf, whole.result(), work.result(), device=spec.device, missing=missing),
+        **costs(perf, *(there or (whole.result(), work.result())), device=spec.device, missing=missing),
         roofline=_roofline(subject, perf, missing) if here else None,
-        missing=missing if here else dict.fromkeys((*missing, "roofline"), ELSEWHERE),
+        missing=missing if here else _missing_there(missing, watched=there is not None),
     )
     write_json(folder / "perf.json", asdict(perf))
+
+
+def _missing_there(missing: Mapping[str, str], *, watched: bool) -> dict[str, str]:
+    """Why figures are missing of a subject that answers elsewhere."""
+    why = {**dict.fromkeys(missing, NOT_THERE if watched else ELSEWHERE), "roofline": ELSEWHERE}
+    if watched and missing.get("device memory") == CPU_MEMORY:
+        why["device memory"] = CPU_MEMORY
+    return why
 
 
 def summarise(

@@ -42,6 +42,7 @@ class Remote:
     ssh: tuple[str, ...] = ("ssh",)  # the command, with options such as a port or a key
     command: str = "genrecal"  # there; genrecal[edge] is enough
     folder: str = ".cache/genrecal/builds"  # there, for copies of builds, each under its manifest's SHA-256
+    watch: bool = False  # measure what the board takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

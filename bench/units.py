@@ -20,7 +20,8 @@ def weights_of(rows: Sequence[Row], score: Score) -> dict[str, float]:
     kind = score.details.get("mean_of")
     if kind is None:
         return {}
-    return group_weights({row.question_id: row.groups.get(kind, ()) for row in first_rows(rows)})
+    scored = [row for row in first_rows(rows) if row.question_id in score.hits]
+    return group_weights({row.question_id: row.groups.get(kind, ()) for row in scored})
 
 
 def score_interval(

@@ -8,31 +8,18 @@ anything else   nothing: `missing` says so, and no figure is given
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from bench.nvidia_smi import GpuSampler
 from edge.device import jetson_board
-from edge.jetson.board import Board
 from edge.jetson.meter import Meter
-from edge.jetson.power import Energy, idle_w
+from edge.jetson.power import idle_w
+from edge.watching import IDLE_S, Watched, of_report
 from genrecal.core.errors import BenchError
 
-IDLE_S = 3.0
 NO_MONITOR = "this machine has no power monitor that is read here (a Jetson's rails, or nvidia-smi)"
 CPU_MEMORY = "on the CPU there is no device memory; see the process's"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
-    """What the work took."""
-
-    energy: Energy | None
-    memory_bytes: int | None
-    memory_rule: str | None
-    board: str | None
-    throttling: str | None
 
 
 class Watch:
@@ -85,44 +72,18 @@ class Watch:
             BenchError: the work is not over.
         """
         if self._meter is not None:
-            return self._of_meter(self._meter)
+            if self._meter.report is None:
+                raise BenchError("was asked before the work was over", where="meter")
+            return of_report(self._meter.report)
         if self._gpu is None or not self._gpu.log.used_bytes:
             energy = self._gpu.log.energy(self._idle_watts) if self._gpu else None
-            return Watched(energy=energy, memory_bytes=None, memory_rule=None, board=None, throttling=None)
+            return Watched(energy=energy)
         used = self._gpu.log.used_bytes
         return Watched(
             energy=self._gpu.log.energy(self._idle_watts),
             memory_bytes=max(used) - used[0],
             memory_rule="most that was used on the GPU less what was before (nvidia-smi)",
-            board=None,
-            throttling=None,
         )
-
-    def _of_meter(self, meter: Meter) -> Watched:
-        report = meter.report
-        if report is None:
-            raise BenchError("was asked before the work was over", where="meter")
-        taken = None
-        if report.memory_before is not None and report.lowest_available_bytes is not None:
-            taken = report.memory_before.available - report.lowest_available_bytes
-        board = report.board
-        return Watched(
-            energy=report.energy,
-            memory_bytes=taken,
-            memory_rule="most that was taken of the board's memory (MemAvailable)"
-            if taken is not None
-            else None,
-            board=_described(board) if board else None,
-            throttling=report.throttling.describe(),
-        )
-
-
-def _described(board: Board) -> str:
-    """The board with what its speed depends on."""
-    mode = board.power_mode
-    named = f"power mode {mode.name or mode.id}" if mode else "power mode unknown"
-    clocks = (f"{name} {clock.now_mhz:.0f} MHz" for name, clock in sorted(board.clocks.items()))
-    return ", ".join((board.model, named, *clocks))
 
 
 def idle_power(device: str, *, root: Path = Path("/"), nvidia_smi: str | None = None) -> float | None:

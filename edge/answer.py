@@ -5,6 +5,8 @@
         "peak_memory_bytes": 1500000000}
     -> {"id": "8", "error": "..."}          a question that cannot be answered; the next one may be
 
+With `--watch` what the board takes is measured, too, between two lines that ask for it (edge/watching.py).
+
 With `"fresh": true` nothing that is kept of earlier questions is used. The first line out says what answers.
 Questions may be sent ahead; they are answered in their order.
 """
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge.device import jetson_board
@@ -26,16 +29,23 @@ from edge.generate import Answer
 from edge.memory import peak_memory_bytes
 from edge.model import EdgeModel
 from edge.prompt import Part
+from edge.watching import Watching
 from genrecal.core.errors import DataError, GenrecalError
 from genrecal.core.images import open_image
 from genrecal.core.manifest import installed_versions
 
 PROTOCOL = 1
+ROOT = Path("/")  # of the file system that shows the board
 MAX_LINE_BYTES = 256 * 2**20
 
 
-def answer(open_model: Callable[[], EdgeModel], *, device: str) -> None:
+def answer(open_model: Callable[[], EdgeModel], *, device: str, watch: bool = False) -> None:
     """Answer the questions of standard input until it ends.
+
+    Args:
+        open_model: opens the build.
+        device: its name, for the first line.
+        watch: measure what the board takes, from before the build is opened.
 
     Raises:
         DataError: a line is no question.
@@ -43,6 +53,7 @@ def answer(open_model: Callable[[], EdgeModel], *, device: str) -> None:
         DeviceError: this machine is no such device.
     """
     with _own_output() as output:
+        watching = Watching(ROOT) if watch else None
         model = open_model()
         manifest = model.build.manifest
         ready = {
@@ -56,7 +67,17 @@ def answer(open_model: Callable[[], EdgeModel], *, device: str) -> None:
         _write(output, ready)
         for number, line in enumerate(_lines(sys.stdin.buffer), start=1):
             question = _read(line, number)
-            _write(output, {"id": question["id"], **_answered(model, question)})
+            found = _watched(watching, question) if "watch" in question else _answered(model, question)
+            _write(output, {"id": question["id"], **found})
+
+
+def _watched(watching: Watching | None, question: dict[str, Any]) -> dict[str, Any]:
+    if watching is None:
+        raise DataError("asks what the board takes without --watch", where="standard input")
+    if question["watch"] == "begin":
+        watching.begin()
+        return {"watched": None}
+    return {"watched": watching.end()}
 
 
 def _answered(model: EdgeModel, question: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +120,7 @@ def _read(line: bytes, number: int) -> dict[str, Any]:
     if (
         not isinstance(question, dict)
         or not isinstance(question.get("id"), str)
-        or not isinstance(question.get("parts"), list)
+        or not (isinstance(question.get("parts"), list) or question.get("watch") in ("begin", "end"))
         or not isinstance(question.get("overrides", {}), dict)
     ):
         raise DataError(f"line {number} is no question", where="standard input")

@@ -64,7 +64,7 @@ OPTIONS = {
         "--manifest-sha256",
         "--trusted-key",
     },
-    "answer": {"--threads", "--device", "--memory", "--manifest-sha256", "--trusted-key"},
+    "answer": {"--threads", "--device", "--memory", "--watch", "--manifest-sha256", "--trusted-key"},
     "doctor": {"--for"},
     "sign": {"--key"},
     "install": {"--manifest-sha256", "--trusted-key"},

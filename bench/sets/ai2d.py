@@ -78,6 +78,7 @@ AI2D = Task(
         files="AI2D_TEST.tsv, or parquet files",
         licence="CC-BY-SA-4.0",
         urls=("https://opencompass.openxlab.space/utils/VLMEval/AI2D_TEST.tsv",),
+        md5={"AI2D_TEST.tsv": "0f593e0d1c7df9a3d69bf1f947e71975"},
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,

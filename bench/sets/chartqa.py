@@ -97,7 +97,8 @@ CHARTQA = Task(
     source=Source(
         files="the folder test/ with its JSON files and png/, or parquet files",
         licence="GPL-3.0",
-        repository="lmms-lab/ChartQA",
+        repository="lmms-lab-encoder/ChartQA",
+        revision="9e63b7df1592a1c2158e735cc1725454aef0d6d9",
         patterns=("data/test-*.parquet",),
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),

@@ -1,7 +1,7 @@
 """MathVista: mathematics in images. Code reads plain replies; of the rest the official code asks an LLM.
 
-Without one, a row that would need it counts wrong and is reported apart. `mark_extraction` scores what an LLM
-has extracted.
+With a judge's endpoint the LLM is asked what the reply answers, and `mark_extraction` scores that. Without
+one, a row that would need it counts wrong and is reported apart.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.extraction import MATHVISTA as PROMPT
+from bench.extraction import ExtractionPrompt, Request
 from bench.image_files import require_image_file
 from bench.parquet import image_of, parquet_files, read_cells, text_of
 from bench.prompt_parts import images_first
 from bench.rules.mathvista_answers import extract, normalise
 from bench.rules.option_letters import infer_option
-from bench.scoring import Mark, by_rules, require_unique
+from bench.scoring import ByLLM, Mark, by_rules, require_unique
 from bench.task import LMMS, OFFICIAL, VLMEVALKIT, ImageSource, Row, Source, Task
 from bench.types import Query
 from genrecal.core.errors import DataError
@@ -62,6 +64,14 @@ def official(row: Row, reply: str) -> Mark:
     """MathVista's own code up to its LLM."""
     extraction = extract(reply, row.facts, list(row.options.values()))
     return Mark(hit=0.0, unparsed=True) if extraction is None else mark_extraction(row, extraction)
+
+
+def request(row: Row, reply: str, prompt: ExtractionPrompt) -> Request | None:
+    """What MathVista's code asks its LLM; None where code reads the reply."""
+    if extract(reply, row.facts, list(row.options.values())) is not None:
+        return None
+    text = f"{prompt.text.strip()}\n\n{row.question}\n\n{reply}\n\nExtracted answer: "
+    return Request(text=text, usable=lambda answer: bool(answer.strip()))
 
 
 def mark_extraction(row: Row, extraction: str) -> Mark:
@@ -139,10 +149,14 @@ MATHVISTA = Task(
         files="the parquet files of testmini, or testmini.json with images/",
         licence="CC-BY-SA-4.0, not for training",
         repository="AI4Math/MathVista",
+        revision="2b6ad69445fbb5695c9b165475e8decdbeb97747",
         patterns=("data/testmini-*.parquet",),
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,
     prompt=prompt,
-    score=by_rules({OFFICIAL: official, VLMEVALKIT: vlmevalkit, LMMS: lmms}),
+    score=by_rules(
+        {OFFICIAL: official, VLMEVALKIT: vlmevalkit, LMMS: lmms},
+        by_llm=ByLLM(benchmark=PROMPT, request=request, mark=mark_extraction),
+    ),
 )

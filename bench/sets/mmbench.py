@@ -149,6 +149,15 @@ def _in(language: str) -> Callable[[Path], list[Row]]:
     return load_in
 
 
+# As VLMEvalKit has them at e8e78f05.
+MD5 = {
+    "MMBench_DEV_EN.tsv": "b6caf1133a01c6bb705cf753bb527ed8",
+    "MMBench_DEV_CN.tsv": "08b8fc3324a5ed74155350f57be69fbd",
+    "MMBench_DEV_EN_V11.tsv": "30c05be8f2f347a50be25aa067248184",
+    "MMBench_DEV_CN_V11.tsv": "593f9b5f6bea453d870a798b34ae4f37",
+}
+
+
 def _task(name: str, title: str, *, version: str, language: str, files: str) -> Task:
     return Task(
         name=name,
@@ -161,6 +170,7 @@ def _task(name: str, title: str, *, version: str, language: str, files: str) -> 
             files=f"{files}, a TSV",
             licence="Apache-2.0",
             urls=(f"https://opencompass.openxlab.space/utils/benchmarks/MMBench/{files}",),
+            md5={files: MD5[files]},
         ),
         compats=tuple(READERS),
         load=_in(language),

@@ -135,6 +135,7 @@ MMMU_PRO = Task(
         files="the parquet files of its settings",
         licence="Apache-2.0",
         repository="MMMU/MMMU_Pro",
+        revision="b037bbe72fe851ae9c9a792c7b34722542d4dc78",
         patterns=("standard (10 options)/*.parquet", "vision/*.parquet"),
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),

@@ -106,6 +106,7 @@ MMSTAR = Task(
         files="mmstar.parquet, or the kit's TSV",
         licence="not stated",
         repository="Lin-Chen/MMStar",
+        revision="bc98d668301da7b14f648724866e57302778ab27",
         patterns=("*.parquet",),
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),

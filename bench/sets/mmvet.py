@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.judge import Grade, JudgeItem, OfflineJudge
+from bench.judge import MOST_UNGRADED, Grade, JudgeItem, OfflineJudge
 from bench.prompt_parts import images_first, images_in_place
 from bench.task import OFFICIAL, Choices, Outcome, Row, Source, Task
 from bench.types import Group, Query
@@ -26,8 +26,6 @@ TEMPLATE_V2 = "{question}, images where it names them"
 # Round the name of an image in a question of v2.
 IMAGE_MARK = "<IMG>"
 IMAGE_ENDINGS = (".jpg", "jpeg", ".png")
-# With more ungraded questions than this share, the rest says too little about the whole.
-MOST_UNGRADED = 0.005
 
 
 def load(path: Path) -> list[Row]:

@@ -94,6 +94,7 @@ REALWORLDQA = Task(
         files="the parquet files, or the kit's TSV",
         licence="CC-BY-ND-4.0",
         repository="xai-org/RealworldQA",
+        revision="17e7f75e092e47169732462ea3cdfebe911105dd",
         patterns=("data/*.parquet",),
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),

@@ -164,7 +164,8 @@ REFCOCO_PLUS = Task(
     source=Source(
         files=f"{REFS}, {INSTANCES} and train2014/, or parquet files",
         licence="not stated; images: COCO's terms",
-        repository="lmms-lab/RefCOCOplus",
+        repository="lmms-lab-encoder/RefCOCOplus",
+        revision="a283082593c437efc2bb9876d43bc3075cd914fe",
         patterns=("data/*.parquet",),
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),

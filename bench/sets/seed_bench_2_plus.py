@@ -102,6 +102,7 @@ SEED_BENCH_2_PLUS = Task(
         files="the questions' JSON with its images, parquet files, or the kit's TSV",
         licence="CC-BY-NC-4.0",
         repository="AILab-CVC/SEED-Bench-2-plus",
+        revision="e8d1c82117180837f921604d827ad148efa63999",
     ),
     compats=(OFFICIAL, VLMEVALKIT, LMMS),
     load=load,

@@ -30,6 +30,7 @@ from PIL import Image
 from bench.subjects.settings import fingerprint_of, folder_of, overrides_of, seed_of
 from bench.types import Answer, Facts, Query, Remote, SubjectSpec
 from edge.build import open_build
+from edge.watching import Watched, from_json
 from genrecal.core.errors import BenchError, DeviceError
 from genrecal.core.files import sha256_file
 from genrecal.core.manifest import NAME
@@ -103,6 +104,29 @@ class DeviceSubject:
         """The device forgets before the next answers."""
         self._fresh = True
 
+    def begin_watch(self) -> None:
+        """Let the device measure from now on what its board takes; with `Remote.watch`."""
+        self._watch("begin")
+
+    def end_watch(self) -> tuple[Watched, Watched]:
+        """What it measured: from before the build was opened, and since `begin_watch`.
+
+        A connection that was made again in between leaves nothing of the latter.
+        """
+        found = self._watch("end") or {}
+        return from_json(found.get("whole")), from_json(found.get("work"))
+
+    def _watch(self, what: str) -> Mapping[str, Any] | None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            return None
+        _send(process.stdin, [json.dumps({"id": what, "watch": what}).encode() + b"\n"])
+        try:
+            content = _parse(process.stdout.readline())
+        except _Broken:
+            raise self._failure() from None
+        return content.get("watched")
+
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -155,6 +179,7 @@ class DeviceSubject:
             "--manifest-sha256",
             self._manifest_sha256,
             *(["--threads", str(self.spec.threads)] if self.spec.threads is not None else []),
+            *(["--watch"] if self._remote.watch else []),
         ]
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.official.checkouts import KIT, LMMS, Official, Quiet, attempt, draws, lettered
+from benchmarks.official.checkouts import KIT, LLM, LMMS, Official, Quiet, attempt, draws, lettered
 from tests.bench import awkward
 
 
@@ -251,6 +251,18 @@ def blink(official: Official) -> dict[str, Any]:
             totals = own.eval_prediction("val", "x")
         finally:
             os.chdir(here)
+    # What the official code makes of a reply: its own letter, or what its LLM says.
+    own_reading = official.take(
+        "zeyofu+BLINK_Benchmark/eval/test_benchmark.py",
+        ("analyze_answer",),
+        match_multiple_choice=lambda *_: LLM,
+    ).analyze_answer
+
+    def by_own(options: list[str], gold: str, reply: str) -> int | str:
+        letters = [f"({letter})" for letter in "ABCDE"[: len(options)]]
+        read = own_reading({"question": "?", "choices": options}, reply, letters)
+        return LLM if read == LLM else int(read == f"({gold})")
+
     lmms = official.take(f"{LMMS}/tasks/blink/utils.py", ("_extract_answer_letter", "blink_process_results"))
 
     def by_lmms(gold: str, reply: str) -> int:
@@ -261,6 +273,7 @@ def blink(official: Official) -> dict[str, Any]:
         "mapped": mapped,
         "mapped_official": [int(row[4] == f"({row[3]})") for row in mapped],
         "rows": rows,
+        "own": [by_own(*row[1:]) for row in rows],
         "vlmevalkit": [official.kit_choice(*row[1:]) for row in rows],
         "lmms": [by_lmms(gold, reply) for _, _, gold, reply in rows],
         "totals": totals,

@@ -14,7 +14,7 @@ app = typer.Typer()
 
 Mmmu = Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")]
 Compat = Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")]
-JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges.")]
 JudgeModel = Annotated[str, typer.Option(help="The judge's model name.")]
 JudgeRuns = Annotated[int, typer.Option(min=1, help="Judge runs to average.")]
 JudgeReplay = Annotated[bool, typer.Option(help="Judge from kept replies alone; make no call.")]
@@ -24,7 +24,7 @@ JudgeControl = Annotated[
 JudgePrompts = Annotated[
     list[Path] | None,
     typer.Option(
-        help="File with the published prompt, or MM-Vet's evaluator, which holds it; of v1 and of v2."
+        help="The official file with a benchmark's judge prompt: MM-Vet's (v1, v2), MathVista's, BLINK's."
     ),
 ]
 
@@ -86,7 +86,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="POINTS|NAME=POINTS",
-            help="Exit with 0 where it is shown to lose no more than this, 1 where more, 2 where unclear.",
+            help="Exit with 0 where it is shown to lose no more than this, 1 where more, 2 where unclear; "
+            "any error has another code.",
         ),
     ] = None,
     manifest_sha256: Pin = None,
@@ -169,23 +170,25 @@ def score(
     judge_control: JudgeControl = True,
 ) -> None:
     """Score saved answers again, without the model."""
-    from bench.command import named_sets, open_judge
+    from bench.command import named_sets, open_judges
     from bench.rescore import score_command
 
     cache = (output or (answers if answers.is_dir() else answers.parent)) / "judge.jsonl"
+    judges = open_judges(
+        judge_model,
+        judge_url,
+        judge_cache or cache,
+        prompts=judge_prompt or (),
+        runs=judge_runs,
+        replay_only=judge_replay,
+        control=judge_control,
+    )
     score_command(
         answers,
         sets=named_sets({"mmb": mmb, "mmmu": mmmu, "mmvet": mm_vet}, test or ()),
         output=output,
-        judge=open_judge(
-            judge_model,
-            judge_url,
-            judge_cache or cache,
-            prompts=judge_prompt or (),
-            runs=judge_runs,
-            replay_only=judge_replay,
-            control=judge_control,
-        ),
+        judge=judges.judge,
+        reader=judges.reader,
         judge_runs=judge_runs,
         compat=compat,
         official_random=official_random,

@@ -14,7 +14,9 @@ app = typer.Typer()
 def get(
     name: Annotated[str, typer.Argument(help="A benchmark's name (docs/scoring.md).")],
     output: Annotated[Path, typer.Option(help="Folder for its files.")],
-    revision: Annotated[str | None, typer.Option(help="Commit of the hub's repository.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit or branch of the hub's repository; default: pinned.")
+    ] = None,
 ) -> None:
     """Fetch a benchmark's files from where they are published, with their licence and their SHA-256."""
     from bench.get import get_command

@@ -93,13 +93,15 @@ def answer(
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
     memory: Memory = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Measure what the board takes, too.")] = False,
     manifest_sha256: Pin = None,
     trusted_key: TrustedKeys = None,
 ) -> None:
     """Answer lines of JSON from standard input with lines of JSON, for programs (docs/subjects.md)."""
     from edge.answer import answer as run
 
-    run(_opener(build, device, threads, memory, manifest_sha256, trusted_key), device=device)
+    opener = _opener(build, device, threads, memory, manifest_sha256, trusted_key)
+    run(opener, device=device, watch=watch)
 
 
 @app.command(epilog="Example: `genrecal serve runs/demo/build-int8 --port 8000`")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
 import cli
-from bench.against import bench_against
 from bench.run import read_answers
-from genrecal.core.errors import BenchError, ConfigError, GenrecalError
+from genrecal.core.errors import BenchError, ConfigError, DataError, GenrecalError
 
 runner = CliRunner()
 
@@ -64,14 +65,43 @@ def test_a_baseline_of_other_sets_or_settings_is_refused(bench, build_folder, se
     assert not (tmp_path / "other").exists()
 
 
-def test_an_error_never_leaves_with_a_verdicts_code(build_folder, sets, tmp_path, monkeypatch):
-    for error in (GenrecalError("a"), ConfigError("b"), OSError(28, "No space left on device", "disk")):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GenrecalError("a"), BenchError.exit_code),
+        (ConfigError("b"), BenchError.exit_code),
+        (DataError("c"), DataError.exit_code),
+        (OSError(28, "No space left on device", "disk"), BenchError.exit_code),
+        (ModuleNotFoundError("No module named 'openai'", name="openai"), BenchError.exit_code),
+        (ModuleNotFoundError("No module named 'nothing'", name="nothing"), cli.EX_SOFTWARE),
+        (OSError("without a number"), cli.EX_SOFTWARE),
+        (RuntimeError("a defect"), cli.EX_SOFTWARE),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_never_leaves_with_a_verdicts_code(bench, tmp_path, monkeypatch, error, code):
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "gate.json").write_text("{}")
 
-        def fail(*_args, error=error, **_more):
-            raise error
+    def fail(*_args, **_more):
+        raise error
 
-        monkeypatch.setattr("bench.against.bench_command", fail)
-        with pytest.raises(BenchError):
-            bench_against(
-                build_folder, baseline=tmp_path, max_drop=["1"], sets={"mmb": sets["mmb"]}, output=tmp_path
-            )
+    monkeypatch.setattr("bench.against.bench_command", fail)
+    assert bench("--max-drop", "1").exit_code == code
+    assert not (tmp_path / "build" / "gate.json").exists()
+
+
+def test_a_wrong_command_line_of_bench_is_no_verdict_and_elsewhere_it_is_two(bench):
+    for wrong in (["--no-such-option"], ["--limit", "none"], ["--limit", "0"]):
+        found = bench("--max-drop", "1", *wrong)
+        assert found.exit_code == cli.EX_USAGE and wrong[0] in found.output
+    assert runner.invoke(cli.app, ["bench"]).exit_code == cli.EX_USAGE
+    assert runner.invoke(cli.app, ["score", "--no-such-option"]).exit_code == 2
+
+
+def test_the_process_itself_leaves_with_these_codes(tmp_path):
+    for more, code in ((["--no-such-option"], cli.EX_USAGE), (["--max-drop", "x"], BenchError.exit_code)):
+        found = subprocess.run(
+            [sys.executable, "-m", "cli", "bench", str(tmp_path), *more], capture_output=True
+        )
+        assert found.returncode == code, found.stderr

@@ -8,15 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from bench.perf import measure
 from bench.subject import open_subject, spec_of
 from bench.types import Remote
 from genrecal.core.errors import BenchError, BuildError, DeviceError
 from tests.bench.test_subject_kinds import said
+from tests.edge.jetson.trees import orin_nano
 
 ROOT = Path(__file__).parents[2]
 SSHD = os.environ.get("GENRECAL_TEST_SSHD") or shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -31,6 +34,7 @@ import sys
 sys.path.insert(0, "{root}")
 for name in ("torch", "transformers", "openai", "scipy", "pandas"):
     sys.modules[name] = None
+{tree}
 from cli import app
 app()' "$@"
 """
@@ -58,8 +62,13 @@ def sshd(tmp_path_factory):
         port = free.getsockname()[1]
     (folder / "config").write_text(CONFIG.format(port=port, folder=folder))
     command = folder / "genrecal"
-    command.write_text(ON_THE_DEVICE.format(python=sys.executable, root=ROOT))
-    command.chmod(0o755)
+    command.write_text(ON_THE_DEVICE.format(python=sys.executable, root=ROOT, tree=""))
+    # The same on a file tree as an Orin Nano shows it: it answers on the CPU, whose work is on the rails too.
+    tree = f'import edge.answer, pathlib; edge.answer.ROOT = pathlib.Path("{orin_nano(folder)}")'
+    on_a_board = folder / "genrecal-orin"
+    on_a_board.write_text(ON_THE_DEVICE.format(python=sys.executable, root=ROOT, tree=tree))
+    for one in (command, on_a_board):
+        one.chmod(0o755)
     # By its whole path: sshd starts itself again for each connection.
     process = subprocess.Popen([str(Path(SSHD).resolve()), "-D", "-e", "-f", str(folder / "config")])
     deadline = time.monotonic() + 10
@@ -158,5 +167,39 @@ def test_a_question_that_cannot_be_answered_is_named(build_folder, sshd, queries
         bad = Query(id="long", parts=(Image.new("RGB", (900, 2)), "read"))
         with pytest.raises(BenchError, match="question 'long'"):
             device.answer([queries[0], bad])
+    finally:
+        device.close()
+
+
+def test_energy_is_measured_on_the_device_and_comes_back(build_folder, sshd, queries):
+    """Timed over ssh: the rail is the board's, and nothing of this machine is in the figures."""
+    remote = replace(sshd[1], command=f"{sshd[1].command}-orin")
+    found = measure(spec_of(build_folder, remote=remote, greedy=True, max_new_tokens=8), queries[:2])
+    assert found.energy is not None and found.energy.rail == "VDD_IN"
+    # The tree shows a steady 5 W, idle or not.
+    assert found.energy.mean_w == pytest.approx(5.0) == pytest.approx(found.energy.idle_w)
+    assert found.energy.net_j == pytest.approx(0.0, abs=1e-9) and found.energy.gross_j > 0
+    assert found.device_memory_rule is not None and "MemAvailable" in found.device_memory_rule
+    assert found.board is not None and "Orin Nano" in found.board and found.throttling is not None
+    assert found.missing.keys() == {"roofline"}
+
+
+def test_a_device_without_rails_has_no_energy_and_says_why(build_folder, sshd, queries):
+    found = measure(spec_of(build_folder, remote=sshd[1], greedy=True, max_new_tokens=8), queries[:1])
+    assert found.energy is None and "no power monitor" in found.missing["energy"]
+    assert found.board is None and found.first_token_s_p50 > 0
+
+
+def test_a_connection_made_again_leaves_no_energy_of_a_part(build_folder, sshd, queries, monkeypatch):
+    monkeypatch.setattr("bench.subjects.device.FIRST_WAIT_S", 0.01)
+    remote = replace(sshd[1], command=f"{sshd[1].command}-orin", watch=True)
+    device = opened(build_folder, (sshd[0], remote))
+    try:
+        device.begin_watch()
+        device.answer(queries[:1])
+        device._process.kill()
+        device.answer(queries[:1])
+        whole, work = device.end_watch()
+        assert whole.memory_bytes is not None and work.energy is None
     finally:
         device.close()

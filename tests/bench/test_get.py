@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +69,38 @@ def test_what_is_not_whole_is_not_kept(server, tmp_path, name):
     with pytest.raises(BenchError, match="cannot be fetched"):
         get.fetch(source, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_than_was_pinned_is_refused(server, tmp_path):
+    url = f"{server}/mmb.tsv"
+    right = Source(files="", licence="", urls=(url,), md5={"mmb.tsv": hashlib.md5(BODY).hexdigest()})
+    get.fetch(right, tmp_path)
+    with pytest.raises(BenchError, match=r"mmb\.tsv: is another file than VLMEvalKit names"):
+        get.fetch(replace(right, md5={"mmb.tsv": "0" * 32}), tmp_path)
+
+
+def test_the_pinned_commit_is_asked_for_unless_another_is_named(tmp_path, monkeypatch):
+    asked = []
+
+    def dataset_info(self, repository, *, revision):
+        asked.append((repository, revision))
+        raise OSError("far enough")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    source = TASKS["mathvista"].source
+    for revision in (None, "main"):
+        with pytest.raises(BenchError, match="the hub gives nothing"):
+            get.fetch(source, tmp_path, revision=revision)
+    assert asked == [("AI4Math/MathVista", source.revision), ("AI4Math/MathVista", "main")]
+
+
+def test_pins_are_whole():
+    revisions = [task.source.revision for task in TASKS.values() if task.source.revision]
+    assert len(revisions) == 8 and all(re.fullmatch("[0-9a-f]{40}", one) for one in revisions)
+    for task in TASKS.values():
+        names = {url.rsplit("/", 1)[-1] for url in task.source.urls}
+        assert task.source.md5.keys() <= names
+        assert all(re.fullmatch("[0-9a-f]{32}", one) for one in task.source.md5.values())
 
 
 def test_a_hub_out_of_reach_is_one_line(tmp_path, monkeypatch):

@@ -121,6 +121,15 @@ def test_scores_of_another_kind_have_no_cell():
     assert "judge gpt-4-0613" in markdown(leaderboard([judged], [PAIR]))
 
 
+def test_a_part_of_a_set_has_no_cell_beside_the_papers_rows():
+    cut = report(score("mmb", 0.5, details={"part": {"questions": 100, "of": 1164}}), score("mmmu", 0.4))
+    entry, *_ = leaderboard([cut], [PAIR])
+    assert entry.scores == {"MMMU": pytest.approx(40)}
+    assert "MMB: 50.0, over 100 of 1164 questions (--limit)" in markdown([entry])
+    alone = report(score("mathvista", 0.5, details={"extraction": "code alone"}))
+    assert "read by code alone" in markdown(leaderboard([alone], [PAIR]))
+
+
 def test_the_command(tmp_path, capsys):
     run = tmp_path / "run"
     (run / "student").mkdir(parents=True)

@@ -7,6 +7,7 @@ import pytest
 from bench.chat import Endpoint
 from bench.judge import JudgeItem
 from bench.judge_prompt import JudgePrompt
+from bench.kept_replies import KeptReplies
 from bench.llm_judge import LLMJudge
 from bench.null_model import NULL_ANSWERS
 from genrecal.core.errors import BenchError
@@ -22,9 +23,9 @@ def server(monkeypatch):
         yield state
 
 
-def judge(server, folder, **options):
+def judge(server, folder, *, replay_only=False, **options):
     endpoint = Endpoint(base_url=server.url, model="judge-1", api_key="k")
-    return LLMJudge(endpoint, folder / "judge.jsonl", **options)
+    return LLMJudge(KeptReplies(endpoint, folder / "judge.jsonl", replay_only=replay_only), **options)
 
 
 def test_a_grade_and_what_was_asked(server, tmp_path):
@@ -139,8 +140,7 @@ def test_a_wrong_key_or_model_ends_the_run(server, tmp_path, status):
 
 def test_an_endpoint_that_is_not_there_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
-    judge = LLMJudge(
-        Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key="k"), tmp_path / "judge.jsonl"
-    )
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key="k")
+    judge = LLMJudge(KeptReplies(endpoint, tmp_path / "judge.jsonl"))
     with pytest.raises(BenchError, match=r"127\.0\.0\.1:9/v1: the judge answers nothing \(no connection"):
         judge.grade([JudgeItem(question="q", reference="a", reply="b")], run=0)

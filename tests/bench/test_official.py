@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from bench.extraction import OWN_PROMPTS
 from bench.judge import Grade
 from bench.scoring import score
-from bench.sets import mmmu
+from bench.sets import blink, mathvista, mmmu
 from bench.task import COMPATS, LMMS, OFFICIAL, VLMEVALKIT, Choices, Row
 from bench.tasks import TASKS
 from bench.types import Score
@@ -180,6 +181,26 @@ def test_mmstars_sum():
     assert sum(result.hits.values()) == data("mmstar")["totals"]["right"]
     skills = [group.score for group in scored("mmstar", LMMS).groups["l2_category"].values()]
     assert scored("mmstar", LMMS).score == pytest.approx(sum(skills) / len(skills)) and len(skills) == 18
+
+
+def test_blinks_own_code_reads_what_it_reads_without_its_llm():
+    """Where it asks its LLM our score has VLMEvalKit's letters, and a judge's endpoint is asked."""
+    (rows, replies), official = rows_of("blink"), data("blink")["own"]
+    found, kit = scored("blink", OFFICIAL), scored("blink", VLMEVALKIT)
+    asked = 0
+    for row, hit in zip(rows, official, strict=True):
+        request = blink.request(row, replies[row.id], OWN_PROMPTS["blink"])
+        assert (request is not None) == (hit == LLM), replies[row.id]
+        asked += hit == LLM
+        assert found.hits[row.id] == (kit.hits[row.id] if hit == LLM else hit)
+    assert 0 < asked < len(rows)
+
+
+def test_mathvistas_llm_is_asked_for_what_its_code_does_not_read():
+    (rows, replies), official = rows_of("mathvista"), data("mathvista")[OFFICIAL]
+    for row, hit in zip(rows, official, strict=True):
+        request = mathvista.request(row, replies[row.id], OWN_PROMPTS["mathvista"])
+        assert (request is not None) == (hit == LLM), replies[row.id]
 
 
 def test_blinks_mean_of_tasks():

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.part import part_of
+from bench.part import part_of, part_text
+from bench.rescore import score_command
 from bench.run import run_bench
 from bench.subject import open_subject
 from bench.types import SubjectSpec
@@ -36,3 +37,15 @@ def test_a_limited_run_is_scored_over_its_part(student_folder, sets, tmp_path, l
     report = run_bench(open_subject(spec), sets, tmp_path, timed_queries=0, limit=limit, quiet=True)
     assert tuple(report.results[name].score.n for name in ("mmb", "mmmu", "mmvet")) == counts
     assert report.perf is None
+    cut = {name: part_text(result.score.details) for name, result in report.results.items()}
+    of = {"mmb": 2, "mmmu": 2, "mmvet": 3}
+    assert cut == {
+        name: f"{limit} of {whole} questions (--limit)" if limit < whole else None
+        for name, whole in of.items()
+    }
+    assert ("mmvet" in cut) and all(
+        text in (tmp_path / "bench.md").read_text() for text in cut.values() if text
+    )
+    # What is saved is scored again as the part that it is.
+    again = score_command(tmp_path, sets={}, quiet=True)
+    assert {name: part_text(result.score.details) for name, result in again.results.items()} == cut

@@ -201,7 +201,7 @@ def test_too_many_ungraded_replies_fail_the_run_after_it_is_written(
     with chat_server() as server:
         options = {"judge_url": server.url, "greedy": True, "timed_queries": 0, "output": tmp_path / "out"}
         server.script = ["well"]
-        with pytest.raises(BenchError, match=r"incomplete: mmvet \(6 replies ungraded\)") as error:
+        with pytest.raises(BenchError, match=r"incomplete: mmvet \(6 replies unscored\)") as error:
             bench_command(build_folder, sets=only, judge_runs=2, **options)
         assert error.value.exit_code == 7
         assert read_report(tmp_path / "out").results["mmvet"].score.score is None
