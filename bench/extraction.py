@@ -47,8 +47,8 @@ Extracted answer: C
 """
 _BLINK = """\
 A model was asked to choose one of several options and has replied. Say which option its reply chooses: \
-write its letter in brackets, such as (A), and nothing else. Where the reply refuses, chooses none or chooses \
-several, write (Z). Do not answer the question yourself.
+write its letter in brackets, such as (A), and nothing else. Where the reply refuses, chooses none or \
+chooses several, write (Z). Do not answer the question yourself.
 
 Question: {}?
 Options: {}
