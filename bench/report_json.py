@@ -70,6 +70,7 @@ def _score_data(result: Result) -> dict[str, Any]:
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
         "n": score.n,
+        "part_of": score.details["part"]["of"] if "part" in score.details else None,
         "clusters": score.n - len(result.clusters) + len(set(result.clusters.values())),
         "version": score.version,
         "split": score.split,

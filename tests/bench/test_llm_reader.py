@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 
 import pandas
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+import cli
 from bench.chat import Endpoint
 from bench.command import open_judges
 from bench.comparable import require_comparable
@@ -17,8 +18,8 @@ from bench.extraction import BLINK, MATHVISTA, ExtractionPrompt
 from bench.judge_prompt import read_prompt
 from bench.kept_replies import KeptReplies
 from bench.llm_reader import LLMReader
-from bench.rescore import score_command
-from bench.scoring import CODE_ALONE, score, score_and_outcome
+from bench.report import read_report
+from bench.scoring import CODE_ALONE, score_and_outcome
 from bench.task import LMMS, Choices, Row
 from bench.tasks import TASKS
 from genrecal.core.errors import BenchError
@@ -203,7 +204,7 @@ def test_options_name_each_use_once(tmp_path, monkeypatch):
     assert open_judges("m", None, tmp_path / "j").reader is None
 
 
-def test_saved_replies_are_scored_through_the_endpoint(server, tmp_path):
+def test_saved_replies_are_scored_through_the_endpoint(server, tmp_path, monkeypatch):
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, format="PNG")
     common = {
@@ -220,21 +221,16 @@ def test_saved_replies_are_scored_through_the_endpoint(server, tmp_path):
     pandas.DataFrame(rows).to_parquet(tmp_path / "set" / "testmini-0.parquet")
     (tmp_path / "replies.json").write_text(json.dumps({"1": "14", "2": "fourteen, I say"}))
     server.script = ["14"]
-    report = score_command(
-        tmp_path / "replies.json",
-        sets={"mathvista": tmp_path / "set"},
-        reader=reader(server, tmp_path),
-        quiet=True,
-    )
-    found = report.results["mathvista"].score
-    assert found.score == 1.0 and found.judge["judge"] == "reads-1"
-    assert replace(found, details={}) == replace(
-        score(
-            TASKS["mathvista"],
-            TASKS["mathvista"].load(tmp_path / "set"),
-            {"1": "14", "2": "fourteen, I say"},
-            Choices(reader=reader(server, tmp_path, replay_only=True)),
-            generation="unknown",
-        ),
-        details={},
-    )
+    command = ["score", tmp_path / "replies.json", "--test", f"mathvista={tmp_path / 'set'}"]
+    command += ["--output", tmp_path / "out", "--judge-url", server.url, "--judge-model", "reads-1"]
+    monkeypatch.setenv("GENRECAL_JUDGE_API_KEY", "k")
+    for more in ([], ["--judge-replay"]):
+        found = CliRunner().invoke(cli.app, [str(one) for one in (*command, *more)])
+        assert found.exit_code == 0, found.output
+        result = read_report(tmp_path / "out").results["mathvista"].score
+        assert result.score == 1.0 and result.judge["judge"] == "reads-1"
+        assert result.details["rows_read_by_llm"] == 1 and len(server.asked) == 1
+    # Without the address, code alone: the same replies, another score that does not compare.
+    found = CliRunner().invoke(cli.app, [str(one) for one in command[:6]])
+    assert found.exit_code == 0 and "1 of 2 rows unparsed" in found.output
+    assert read_report(tmp_path / "out").results["mathvista"].score.details["extraction"] == CODE_ALONE

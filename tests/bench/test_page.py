@@ -123,6 +123,17 @@ def test_a_set_that_is_gone_leaves_a_note(benches, tmp_path):
     assert found.total == 14 and "gone.tsv" in found.notes[0]
 
 
+def test_a_part_of_a_set_is_shown_as_one(benches, tmp_path):
+    opened = open_benches(benches[:1])
+    score = opened[0].report.results["mmmu"].score
+    score.details["part"] = {"questions": 12, "of": 900}
+    data = write_page(opened, tmp_path)
+    assert data["subjects"][0]["scores"]["mmmu"]["part_of"] == 900
+    assert data["subjects"][0]["scores"]["mmb"]["part_of"] is None
+    assert "<td>12 of 900</td>" in (tmp_path / PAGE).read_text()
+    assert "12 of 900 questions (--limit)" in (tmp_path / MARKDOWN).read_text()
+
+
 def test_the_command_prints_json_for_machines(benches, tmp_path, capsys):
     report_command(benches[:1], tmp_path, as_json=True)
     assert json.loads(capsys.readouterr().out)["differences"] == []
