@@ -42,13 +42,16 @@ class LLMReader:
         }
 
     def read(self, benchmark: str, requests: Sequence[Request]) -> list[Extraction]:
-        """An extraction for each request, in their order.
+        """An extraction for each request, in their order; requests that are alike are asked once.
 
         Raises:
             BenchError: the endpoint refuses every request, or none of them found a connection.
         """
+        distinct = {request.text: request for request in requests}
         with ThreadPoolExecutor(WORKERS) as pool:
-            found = list(pool.map(lambda request: self._read(benchmark, request), requests))
+            read = pool.map(lambda request: self._read(benchmark, request), distinct.values())
+            by_text = dict(zip(distinct, read, strict=True))
+        found = [by_text[request.text] for request in requests]
         if found and all(one.unreachable for one in found):
             raise BenchError(
                 f"the judge answers nothing ({found[0].reason})",

@@ -14,7 +14,10 @@ app = typer.Typer()
 
 Mmmu = Annotated[Path | None, typer.Option(help="MMMU's parquet file, or a folder of them.")]
 Compat = Annotated[str, typer.Option(help="Scoring rule: official, vlmevalkit or lmms.")]
-JudgeUrl = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that judges.")]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(help="OpenAI-compatible endpoint that judges MM-Vet and reads MathVista and BLINK."),
+]
 JudgeModel = Annotated[str, typer.Option(help="The judge's model name.")]
 JudgeRuns = Annotated[int, typer.Option(min=1, help="Judge runs to average.")]
 JudgeReplay = Annotated[bool, typer.Option(help="Judge from kept replies alone; make no call.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pandas
 import pytest
@@ -125,6 +126,13 @@ def test_replies_are_kept_and_replayed(server, tmp_path):
     )
     assert other.score is None and outcome.words["a"] == "not among the kept replies"
     assert "k" not in (tmp_path / "judge.jsonl").read_text().split('"')
+
+
+def test_requests_that_are_alike_are_made_once(server, tmp_path):
+    server.script = ["14"]
+    rows = [replace(number("a"), id=name) for name in "xyz"]
+    found, _ = scored("mathvista", rows, ["fourteen"] * 3, reader=reader(server, tmp_path))
+    assert found.score == 1.0 and len(server.asked) == 1
 
 
 def test_a_failure_is_unscored_and_never_a_zero(server, tmp_path):
