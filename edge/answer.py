@@ -120,7 +120,8 @@ def _read(line: bytes, number: int) -> dict[str, Any]:
     if (
         not isinstance(question, dict)
         or not isinstance(question.get("id"), str)
-        or not (isinstance(question.get("parts"), list) or question.get("watch") in ("begin", "end"))
+        or not (question.get("watch") in ("begin", "end") or isinstance(question.get("parts"), list))
+        or ("watch" in question and "parts" in question)
         or not isinstance(question.get("overrides", {}), dict)
     ):
         raise DataError(f"line {number} is no question", where="standard input")

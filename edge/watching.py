@@ -72,7 +72,8 @@ class Watching:
         self._work: Meter | None = None
 
     def begin(self) -> None:
-        """Measure what the board takes when idle, then begin the stretch."""
+        """Measure what the board takes when idle, then begin the stretch, anew where one has begun."""
+        _ended(self._work)
         self._work = self._started(idle_w(self._root, seconds=IDLE_S) if self._board else None)
 
     def end(self) -> dict[str, Any]:
