@@ -56,6 +56,12 @@ def export(
     ]
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in asked)} exclude each other", where="export")
+    if push_student and adapter:
+        raise ConfigError(
+            "would upload the student without its adapter",
+            where="export --push-student",
+            fix="Merge it first (PEFT's merge_and_unload, save_pretrained) and export that folder",
+        )
     from genrecal.export.build import export_run
     from genrecal.export.publish import publish
     from genrecal.export.student import find_student

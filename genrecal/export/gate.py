@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig
 
@@ -29,8 +30,9 @@ from genrecal.models.processors import load_model
 
 # Weights in float32 of a student that torch and the runtime hold whole while they are compared.
 WHOLE_BYTES = 2 << 30
-STREAMED_QUERIES = (0, 1, -1)
-STREAMED_NEW_TOKENS = 4
+# Of a larger one, evenly over those that are given: torch reads all weights again for every token.
+STREAMED_QUERIES = 8
+STREAMED_NEW_TOKENS = 8
 STREAMED_CALIBRATION = 8
 
 
@@ -56,8 +58,7 @@ def expect(student: Path, processor: Any, queries: Sequence[parity.Query]) -> Ex
     if not queries:
         raise BuildError("the parity report needs at least one query")
     if is_large(student):
-        chosen = [queries[place] for place in STREAMED_QUERIES if place < len(queries)]
-        references, found = _streamed(student, processor, chosen)
+        references, found = _streamed(student, processor, _spread(queries, STREAMED_QUERIES))
         return Expected(references=references, range=found, answers=None)
     model = load_model(student, dtype=torch.float32)
     references, found = reference_of(model, processor, queries, max_new_tokens=parity.MAX_NEW_TOKENS)
@@ -72,7 +73,7 @@ def expect(student: Path, processor: Any, queries: Sequence[parity.Query]) -> Ex
 def calibrate(student: Path, processor: Any, queries: Sequence[parity.Query]) -> list[Reference]:
     """Torch's answers to what graphs are calibrated with; of a large student fewer and shorter ones."""
     if is_large(student):
-        return _streamed(student, processor, queries[:STREAMED_CALIBRATION])[0]
+        return _streamed(student, processor, _spread(queries, STREAMED_CALIBRATION))[0]
     model = load_model(student, dtype=torch.float32)
     return reference_of(model, processor, queries, max_new_tokens=parity.MAX_NEW_TOKENS)[0]
 
@@ -83,9 +84,16 @@ def is_large(student: Path) -> bool:
     return stored * torch.float32.itemsize // _stored_type(student).itemsize > WHOLE_BYTES
 
 
+def _spread(queries: Sequence[parity.Query], count: int) -> list[parity.Query]:
+    """`count` of the queries, evenly from the first to the last, which may come from other sources."""
+    places = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)
+    return [queries[place] for place in places]
+
+
 def _streamed(
     student: Path, processor: Any, queries: Sequence[parity.Query]
 ) -> tuple[list[Reference], Range]:
+    console.print(f"export: torch answers {len(queries)} queries layer by layer")
     model = load_streamed(student, torch.float32)
     found = reference_of(model, processor, queries, max_new_tokens=STREAMED_NEW_TOKENS)
     del model
@@ -118,6 +126,15 @@ def agreement(found: Found) -> float:
     return graphs.forced_top1 if answers is None else answers.forced_top1
 
 
+def agreement_text(share: float, tokens: int) -> str:
+    """The share with Wilson's 95% interval, which says what so few tokens can tell."""
+    z = 1.96
+    centre = (share + z**2 / (2 * tokens)) / (1 + z**2 / tokens)
+    half = z / (1 + z**2 / tokens) * (share * (1 - share) / tokens + z**2 / (4 * tokens**2)) ** 0.5
+    low, high = 100 * (centre - half), 100 * (centre + half)
+    return f"{100 * share:.1f}% of {tokens} answer tokens (95% interval {low:.1f}% to {high:.1f}%)"
+
+
 def require_agreement(found: Found, minimum: float, *, where: Path) -> None:
     """The gate that quantized graphs pass.
 
@@ -129,7 +146,7 @@ def require_agreement(found: Found, minimum: float, *, where: Path) -> None:
         tokens = found[0].answer_tokens if found[1] is None else found[1].answer_tokens
         worst = "" if found[1] is None else f" (worst query: {found[1].worst['query']})"
         raise BuildError(
-            f"the likeliest token is the checkpoint's for {100 * share:.1f}% of {tokens} answer tokens, "
+            f"the likeliest token is the checkpoint's for {agreement_text(share, tokens)}, "
             f"asked for are {100 * minimum:g}%{worst}",
             where=where,
             fix="Keep costly weights (--keep-fp16 auto), take more bits, or ask for less (--min-agreement)",
@@ -146,7 +163,7 @@ def print_report(report: dict[str, Found]) -> None:
             shown = ", ".join(f"{graph} {difference:.1e}" for graph, difference in found.difference.items())
             console.print(
                 f"{precision}, {found.queries} queries layer by layer: largest differences {shown}; "
-                f"forced top-1 {100 * found.forced_top1:.1f}%"
+                f"forced top-1 {agreement_text(found.forced_top1, found.answer_tokens)}"
             )
 
 

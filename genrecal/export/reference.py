@@ -86,7 +86,7 @@ def require_float16(found: Range, *, where: Path) -> None:
         raise BuildError(
             f"an activation at '{found.where}' reaches {found.largest:.3g}, and float16 ends at 65504",
             where=where,
-            fix="Export with --fp32 or --int8",
+            fix="Export for the CPU, with --fp32 or --int8: GPUs compute every other precision in float16",
         )
 
 

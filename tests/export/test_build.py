@@ -13,20 +13,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from cli import app
 from edge.build import GRAPHS, SETTINGS_FILES, open_build
 from edge.model import EdgeModel
-from genrecal.core.errors import BuildError
+from genrecal.core.errors import BuildError, ConfigError
 from genrecal.core.manifest import verify_manifest
 from genrecal.export import gate, initializers, parity, stitch
 from genrecal.export.build import export_run, export_student
 from genrecal.export.graph_parity import open_graph
 from genrecal.export.initializers import initializer_bytes
 from genrecal.export.onnx_graphs import export_graphs
+from genrecal.export.quantize import blocks
+from genrecal.export.quantize.blocks import scales_of
 from genrecal.export.quantize.schemes import files_of, scheme_of
 from genrecal.models.processors import load_model, load_processor
 
 QUERIES = parity.default_queries()[:3]
+BITS = {
+    "int8": dict(zip(GRAPHS, (7, 8, 8), strict=True)),
+    "int4": dict(zip(GRAPHS, (7, 8, 4), strict=True)),
+}
 Exporter = Callable[[str], Path]
 
 
@@ -81,7 +89,7 @@ def test_the_manifest_says_what_a_precision_means(exported: Exporter, precision:
     for graph, found in said["graphs"].items():
         assert found["bytes"] == initializer_bytes(folder / manifest["graphs"][graph])
         assert found["bytes"] < 0.6 * found["source_bytes"]
-        assert found["bits"] in (4, 8) and found["execution_provider"] == "CPU"
+        assert found["bits"] == BITS[precision][graph] and found["execution_provider"] == "CPU"
         assert found["rounding"] == "nearest"  # no training data
     (kept,) = said["graphs"]["vision_encoder"]["kept_higher"].values()
     assert kept["stored"] == "float32" and "patch" in kept["why"]
@@ -211,7 +219,8 @@ def test_a_large_student_is_compared_layer_by_layer(
 def test_too_little_agreement_leaves_no_build(student_folder: Path, tmp_path: Path) -> None:
     """Nothing agrees to more than all of it; the costliest weights are in the manifest of one that passes."""
     with pytest.raises(
-        BuildError, match=r"for [\d.]+% of \d+ answer tokens, asked for are 101%.*--keep-fp16"
+        BuildError,
+        match=r"for [\d.]+% of \d+ answer tokens \(95% interval .*, asked for are 101%.*--keep-fp16",
     ):
         export_run(
             student_folder,
@@ -222,6 +231,32 @@ def test_too_little_agreement_leaves_no_build(student_folder: Path, tmp_path: Pa
             parity_prompts=QUERIES[:1],
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("precision", "least"), [("int8", "98%"), ("int4", "95%")])
+def test_the_gate_stands_without_being_asked_for(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, least: str
+) -> None:
+    """The command with its defaults, on weights that are rounded as coarsely as two bits would."""
+    monkeypatch.setattr(blocks, "scales_of", lambda values, bits: scales_of(values, 2))
+    output = tmp_path / "build"
+    done = CliRunner().invoke(app, ["export", str(student_folder), f"--{precision}", "--output", str(output)])
+    assert done.exit_code == BuildError.exit_code == 5
+    assert f"asked for are {least}" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_is_not_uploaded_unmerged(student_folder: Path, tmp_path: Path) -> None:
+    words = ["export", str(student_folder), "--adapter", str(tmp_path), "--push-student", "me/student"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == ConfigError.exit_code
+    assert "would upload the student without its adapter" in " ".join(done.stderr.split())
+
+
+def test_a_large_student_is_asked_all_over_the_mixture() -> None:
+    queries = [(str(number),) for number in range(32)]
+    assert [int(text) for (text,) in gate._spread(queries, 8)] == [0, 4, 9, 13, 18, 22, 27, 31]
+    assert gate._spread(queries[:3], 8) == queries[:3]
 
 
 def test_the_manifest_names_the_costliest_weights(exported: Exporter) -> None:
