@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         "prefill_tokens": PREFILL_TOKENS,
         "machine": machine(options.threads),
         "versions": versions(options.packages),
-        "roofline": shares(figures, reads),
+        "roofline": shares(rounds, reads),
         "ratios": ratios(rounds),
         "figures": figures,
         "rounds": rounds,

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,9 @@ from genrecal.core.console import console
 from genrecal.core.errors import BenchError
 
 WARM_PIXELS = 56
+
+# round -> name of an engine, or "roofs" -> figure -> value
+Rounds = list[dict[str, dict[str, float]]]
 
 
 def measure_case(name: str, work: Path, packages: Path | None, threads: int) -> dict[str, float]:
@@ -96,19 +99,18 @@ def run_rounds(
     return found
 
 
-def summarise(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
+def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
     """Name -> figure -> median, lowest and highest over the rounds."""
     return {
-        name: {
-            figure: {
-                "median": statistics.median(values := [one[name][figure] for one in rounds]),
-                "lowest": min(values),
-                "highest": max(values),
-            }
-            for figure in rounds[0][name]
-        }
+        name: {figure: spread(one[name][figure] for one in rounds) for figure in rounds[0][name]}
         for name in rounds[0]
     }
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    found = sorted(values)
+    return {"median": statistics.median(found), "lowest": found[0], "highest": found[-1]}
 
 
 def _measured(arguments: list[str], threads: int) -> dict[str, float]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.cases import CASES, PACKAGES, RIVAL_GOALS, ROOFLINE_GOAL, TORCH_GOAL
 from benchmarks.speed.roofline import Reads, roof
+from benchmarks.speed.rounds import Rounds, spread
 from genrecal.core.manifest import installed_versions
 
 # What decides which kernels there are.
@@ -17,26 +17,32 @@ _FLAGS = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "a
 _OURS = {"int8": "genrecal int8", "int4": "genrecal int4"}
 
 
-def shares(figures: dict[str, Any], reads: dict[str, Reads]) -> dict[str, dict[str, Any]]:
-    """Each of our builds against the roofs of the same run, by medians."""
-    bandwidth = figures["roofs"]["bandwidth"]["median"]
+def shares(rounds: Rounds, reads: dict[str, Reads]) -> dict[str, dict[str, Any]]:
+    """Each of our builds against the roofs that the same round measured."""
     found = {}
     for name, one in reads.items():
-        peaks = {kernel: figures["roofs"][kernel.name]["median"] for kernel in one.by_kernel}
-        roofs = roof(one, bandwidth, peaks)
+        roofs = [
+            roof(
+                one,
+                each["roofs"]["bandwidth"],
+                {kernel: each["roofs"][kernel.name] for kernel in one.by_kernel},
+            )
+            for each in rounds
+        ]
         found[name] = {
             "bytes": one.total,
             "kernels": {kernel.name: size for kernel, size in one.by_kernel.items()},
             "roof_tokens_s": roofs,
-            "limit": min(("bandwidth", "kernel"), key=roofs.__getitem__),
-            "share": figures[name]["tokens_s"]["median"] / roofs["lower"],
+            "share": spread(
+                each[name]["tokens_s"] / under["lower"] for each, under in zip(rounds, roofs, strict=True)
+            ),
         }
     return found
 
 
-def ratios(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Ours over another engine: medians of the rounds' own ratios; above 1 ours is the faster one."""
-    found: dict[str, dict[str, float]] = {}
+def ratios(rounds: Rounds) -> dict[str, dict[str, dict[str, float]]]:
+    """Ours over another engine, of the rounds' own ratios; above 1 ours is the faster one."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for precision, ours in _OURS.items():
         pairs = [
             (other, "tokens_s")
@@ -50,7 +56,7 @@ def ratios(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
             each = [one[ours][figure] / one[other][figure] for one in rounds]
             if figure != "tokens_s":
                 each = [1 / value for value in each]
-            found.setdefault(ours, {})[f"{figure} against {other}"] = _median(each)
+            found.setdefault(ours, {})[f"{figure} against {other}"] = spread(each)
     return found
 
 
@@ -58,11 +64,11 @@ def goals(result: dict[str, Any]) -> dict[str, bool]:
     """Each goal of each build, and whether it is reached."""
     found = {}
     for ours, each in result["ratios"].items():
-        found[f"{ours}: share of the roof"] = result["roofline"][ours]["share"] >= ROOFLINE_GOAL
+        found[f"{ours}: share of the roof"] = result["roofline"][ours]["share"]["median"] >= ROOFLINE_GOAL
         for name, value in each.items():
             other = name.split(" against ")[1]
             goal = RIVAL_GOALS.get(CASES[other].kind, TORCH_GOAL)
-            found[f"{ours}: {name}"] = value >= goal
+            found[f"{ours}: {name}"] = value["median"] >= goal
     return found
 
 
@@ -85,8 +91,9 @@ def versions(packages: Path | None) -> dict[str, str]:
     """Of the project's packages, and of those that were measured beside it."""
     found = installed_versions()
     places = metadata.distributions(path=[str(packages)]) if packages else []
-    names = {one.split("==")[0] for one in PACKAGES}
-    found |= {f"{one.name} (packages)": one.version for one in places if one.name in names}
+    names = {one.split("==")[0].replace("_", "-") for one in PACKAGES}
+    # A distribution's own name has hyphens or underscores, as its makers like.
+    found |= {f"{one.name} (packages)": one.version for one in places if one.name.replace("_", "-") in names}
     return found
 
 
@@ -99,8 +106,8 @@ def table(result: dict[str, Any]) -> str:
         speed = figures[name]["tokens_s"]
         share = result["roofline"].get(name, {}).get("share")
         ours = [result["ratios"][one].get(f"tokens_s against {name}") for one in _OURS.values()]
-        spread = f"{speed['median']:.1f} ({speed['lowest']:.1f} to {speed['highest']:.1f})"
-        cells = [name, spread, "" if share is None else f"{share:.0%}", *map(_times, ours)]
+        tokens = f"{speed['median']:.1f} ({speed['lowest']:.1f} to {speed['highest']:.1f})"
+        cells = [name, tokens, _percent(share), *map(_times, ours)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| | prefill of 512 tokens | an image of 448 x 448 |", "|---|---|---|"]
     for name, case in CASES.items():
@@ -110,16 +117,19 @@ def table(result: dict[str, Any]) -> str:
                 _times(result["ratios"].get(name, {}).get(f"{key} against torch fp32"))
                 for key in ("prefill_s", "vision_s")
             ]
-            cells = [" ".join(filter(None, pair)) for pair in zip(seconds, against, strict=True)]
+            cells = [", ".join(filter(None, pair)) for pair in zip(seconds, against, strict=True)]
             lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
 
 
-def _times(value: float | None) -> str:
-    return "" if value is None else f"({value:.2f} x)"
+def _times(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{_between(value, '{:.2f}')} x"
 
 
-def _median(values: Iterable[float]) -> float:
-    import statistics
+def _percent(value: dict[str, float] | None) -> str:
+    return "" if value is None else _between(value, "{:.0%}")
 
-    return statistics.median(values)
+
+def _between(value: dict[str, float], form: str) -> str:
+    median, lowest, highest = (form.format(value[key]) for key in ("median", "lowest", "highest"))
+    return f"{median} ({lowest} to {highest})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.speed.engines import Edge, Torch
 from benchmarks.speed.language import gguf_name, language_weights, write_language
 from benchmarks.speed.roofline import Kernel, measure_kernel, product, reads_of_graph, roof
 from benchmarks.speed.rounds import decoder, summarise
-from benchmarks.speed.table import goals, ratios, table
+from benchmarks.speed.table import goals, ratios, shares, table
 from genrecal.core.files import read_json
 from genrecal.demo.pair import Qwen2VLShape
 
@@ -95,9 +96,19 @@ def test_ratios_are_of_engines_in_the_same_round() -> None:
 
     rounds = [turn(10.0, 4.0), turn(20.0, 1.0), turn(30.0, 2.0)]
     found = ratios(rounds)["genrecal int8"]
-    assert found["tokens_s against torch fp32"] == 4
-    assert found["prefill_s against torch fp32"] == 1 and found["vision_s against torch fp32"] == 1.5
+    assert found["tokens_s against torch fp32"] == {"median": 4, "lowest": 2, "highest": 6}
+    assert found["prefill_s against torch fp32"] == {"median": 1, "lowest": 0.5, "highest": 2}
+    assert found["vision_s against torch fp32"] == {"median": 1.5, "lowest": 1.5, "highest": 1.5}
     assert summarise(rounds)["genrecal int8"]["tokens_s"] == {"median": 20, "lowest": 10, "highest": 30}
+
+
+def test_a_share_is_of_the_roofs_of_the_same_round() -> None:
+    def turn(speed: float, bandwidth: float) -> dict[str, dict[str, float]]:
+        return {"ours": {"tokens_s": speed}, "roofs": {"bandwidth": bandwidth, EIGHT.name: 1e9}}
+
+    reads = {"ours": roofline.Reads(total=100, by_kernel={EIGHT: 100})}
+    (found,) = shares([turn(8.0, 1000.0), turn(9.0, 1800.0), turn(14.0, 2000.0)], reads).values()
+    assert found["share"] == pytest.approx({"median": 0.7, "lowest": 0.5, "highest": 0.8})
 
 
 def test_the_committed_measurement() -> None:
@@ -105,6 +116,14 @@ def test_the_committed_measurement() -> None:
     assert set(CASES) < set(result["figures"]) and result["rounds"]
     assert result["ratios"] == ratios(result["rounds"])
     assert result["goals"] == goals(result)
+    kernels = {kernel.name: kernel for kernel in (replace(EIGHT, block=64), FOUR)}
+    reads = {
+        name: roofline.Reads(
+            total=one["bytes"], by_kernel={kernels[kernel]: size for kernel, size in one["kernels"].items()}
+        )
+        for name, one in result["roofline"].items()
+    }
+    assert result["roofline"] == shares(result["rounds"], reads)
     # The document shows these figures, whether a goal is reached or not.
     document = Path(__file__).parents[2] / "docs" / "performance.md"
     assert table(result) in document.read_text(encoding="utf-8")
