@@ -1,17 +1,17 @@
 // Answers a question about an image from a build made for transformers.js; prints token ids and text as JSON.
 //
-//     node answer.mjs BUILD IMAGE QUESTION MAX_NEW_TOKENS DTYPE
+//     node answer.mjs BUILD IMAGE QUESTION MAX_NEW_TOKENS
 
 import path from 'node:path';
 import { AutoModelForImageTextToText, AutoProcessor, RawImage, env } from '@huggingface/transformers';
 
-const [build, image, question, maxNewTokens, dtype] = process.argv.slice(2);
+const [build, image, question, maxNewTokens] = process.argv.slice(2);
 env.allowRemoteModels = false;
 env.localModelPath = path.dirname(path.resolve(build));
 const name = path.basename(path.resolve(build));
 
 const processor = await AutoProcessor.from_pretrained(name);
-const model = await AutoModelForImageTextToText.from_pretrained(name, { dtype, device: 'cpu' });
+const model = await AutoModelForImageTextToText.from_pretrained(name, { device: 'cpu' });
 const messages = [{ role: 'user', content: [{ type: 'image' }, { type: 'text', text: question }] }];
 const text = processor.apply_chat_template(messages, { add_generation_prompt: true });
 const inputs = await processor(text, await RawImage.read(image));

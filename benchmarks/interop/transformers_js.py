@@ -6,7 +6,7 @@
 Two builds of a Qwen2-VL student, one for each; every image is of a size that neither resizes, as the two
 resize with different arithmetic. Prompt ids and greedy tokens must be equal.
 
-    RESULTS/interop_transformers_js.json    versions, and both answers to every question
+    RESULTS/interop_transformers_js.json    by precision: versions, and both answers to every question
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ QUESTIONS = ("how many circles are in the image?", "name the tallest bar", "whic
 
 def main(
     student: Annotated[Path, typer.Argument(help="A run folder, or a plain Qwen2-VL folder.")],
-    precision: Annotated[str, typer.Option(help="Of both builds: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of both builds: fp32, fp16, int8 or int4.")] = "fp32",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 24,
     packages: Annotated[Path, typer.Option(help="Where npm installed.")] = HERE,
     results: Annotated[Path, typer.Option(help="Folder of the result.")] = RESULTS,
@@ -53,7 +53,6 @@ def main(
         answers = compare(student, Path(scratch), precision, max_new_tokens, packages)
     equal = sum(answer["equal"] for answer in answers)
     result = {
-        "precision": precision,
         "questions": len(answers),
         "equal": equal,
         "answers": answers,
@@ -62,7 +61,8 @@ def main(
             "onnxruntime": version("onnxruntime"),
         },
     }
-    write_json(results / NAME, result)
+    path = results / NAME
+    write_json(path, {**(read_json(path) if path.is_file() else {}), precision: result})
     console.print(f"{equal} of {len(answers)} answers have the same prompt and the same tokens")
     if equal < len(answers):
         raise BenchError("transformers.js answers otherwise", where=results / NAME)
@@ -90,7 +90,7 @@ def compare(
         image = scratch / f"{number}.png"
         _drawing(columns * token_px, rows * token_px, number).save(image)
         for question in QUESTIONS:
-            arguments = [str(theirs), str(image), question, str(max_new_tokens), precision]
+            arguments = [str(theirs), str(image), question, str(max_new_tokens)]
             printed = subprocess.run(
                 ["node", str(script), *arguments], capture_output=True, text=True, check=False
             )

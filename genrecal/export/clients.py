@@ -4,7 +4,8 @@ Layout, file names and operators of a build are those of the ONNX community as t
 
     transformers.js   Qwen2-VL's grid is an input named `grid_thw`; the chat template stands in
                       tokenizer_config.json, the language model's sizes at the top of config.json, and that
-                      file says which weights lie beside their graph and which type keys and values have
+                      file says which type each graph has, which weights lie beside their graph and which
+                      type keys and values have
 
 Such a build is made and compared as any other; only then are its names changed.
 """
@@ -62,6 +63,7 @@ def _transformers_js(folder: Path, graphs: dict[str, str], family: str) -> None:
     config: dict[str, Any] = read_json(folder / layout.CONFIG)
     outside = {Path(name).name: 1 for name in graphs.values() if (folder / f"{name}_data").is_file()}
     settings = {
+        "dtype": {graph: _dtype(graph, name) for graph, name in graphs.items()},
         "use_external_data_format": outside,
         "kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"},
     }
@@ -69,6 +71,11 @@ def _transformers_js(folder: Path, graphs: dict[str, str], family: str) -> None:
     write_json(
         folder / layout.CONFIG, {**config["text_config"], **config, "transformers.js_config": settings}
     )
+
+
+def _dtype(graph: str, name: str) -> str:
+    """What the client calls the type of a file: it finds the file by it, and a build has several."""
+    return Path(name).stem.removeprefix(graph).removeprefix("_") or "fp32"
 
 
 def _rename_input(path: Path, old: str, new: str) -> None:

@@ -54,15 +54,13 @@ def test_the_document_shows_the_committed_figures(results: dict[str, Any]) -> No
     for way, found in results["agreement"][STUDENT].items():
         if way == "fp32":
             continue
-        speeds = [
-            f"{results['speed'][f'{rows} rows'][WAY_OF_KERNEL.get(way, way)]['times_fp32']:.2g}"
-            for rows in ROWS
-        ]
+        kernel = WAY_OF_KERNEL.get(way, way)
+        speeds = [results["speed"][f"{rows} rows"][kernel]["times_fp32"] for rows in ROWS]
         cells = [
             f"{found['forced_top1']:.1%}",
             f"{results['agreement']['strong'][way]['forced_top1']:.1%}",
             f"{found['relative_logits_error']:.1%}",
-            *speeds,
+            *(f"{speed:.2f}" if speed < 1 else f"{speed:.1f}" for speed in speeds),
             f"{results['sizes'][STUDENT][way]['language_over_fp16']:.3f}",
         ]
         assert f"| {' | '.join(cells)} |" in text, way

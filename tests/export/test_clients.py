@@ -34,6 +34,7 @@ def test_a_build_for_transformers_js(
     assert config["model_type"] == "qwen2_vl"
     settings = config["transformers.js_config"]
     assert settings["use_external_data_format"] == {f"{graph}.onnx": 1 for graph in GRAPHS}
+    assert settings["dtype"] == dict.fromkeys(GRAPHS, "fp32")
     template = json.loads((theirs / "tokenizer_config.json").read_text())["chat_template"]
     assert template == (theirs / "chat_template.jinja").read_text()
     for name in (f"onnx/{graph}.onnx_data" for graph in GRAPHS):
@@ -48,6 +49,21 @@ def test_a_build_for_transformers_js(
         for folder, grid in ((ours, "image_grid_thw"), (theirs, "grid_thw"))
     ]
     assert np.array_equal(*features)
+
+
+def test_each_graph_of_an_int4_build_has_its_own_type(student_folder: Path, tmp_path: Path) -> None:
+    build = export_run(
+        student_folder,
+        tmp_path / "build",
+        precision="int4",
+        client="transformers.js",
+        min_agreement=0,
+        parity_prompts=QUERIES,
+    )
+    settings = json.loads((build / "config.json").read_text())["transformers.js_config"]
+    assert settings["dtype"] == dict(zip(GRAPHS, ("int8", "int8", "q4"), strict=True))
+    for graph, dtype in settings["dtype"].items():
+        assert (build / "onnx" / f"{graph}_{dtype}.onnx").is_file()
 
 
 def test_other_clients_and_families_are_refused(
