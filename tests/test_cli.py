@@ -45,6 +45,7 @@ OPTIONS = {
         "--output",
         "--for",
         "--adapter",
+        "--calibration",
         "--min-agreement",
         "--keep-fp16",
         "--push-to-hub",

@@ -30,6 +30,13 @@ def export(
     adapter: Annotated[
         Path | None, typer.Option(help="A LoRA adapter of the student; merged first, and proven.")
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DATA",
+            help="Training data to calibrate with, or a config for its data; repeatable. Default: the run's.",
+        ),
+    ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(
@@ -75,6 +82,7 @@ def export(
         target=target,
         client=client,
         adapter=adapter,
+        calibration=calibration or (),
         min_agreement=min_agreement,
         keep_fp16=keep_fp16.split(",") if keep_fp16 and keep_fp16 != "auto" else keep_fp16 or (),
     )

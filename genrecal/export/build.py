@@ -30,9 +30,10 @@ from genrecal.core.errors import BuildError
 from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
+from genrecal.data.source import named_sources
 from genrecal.export import gate, image_dependence, linter, parity
 from genrecal.export.adapter import merge_adapter
-from genrecal.export.calibration import training_queries
+from genrecal.export.calibration import queries_of, training_queries
 from genrecal.export.clients import OURS, adapt, require_client
 from genrecal.export.initializers import initializer_bytes
 from genrecal.export.onnx_graphs import export_graphs
@@ -60,6 +61,7 @@ def export_run(
     target: str = CPU,
     client: str = OURS,
     adapter: Path | None = None,
+    calibration: Sequence[Path] = (),
     min_agreement: float | None = None,
     keep_fp16: Collection[str] | str = (),
     parity_prompts: Sequence[parity.Query] | None = None,
@@ -73,15 +75,19 @@ def export_run(
         target: one of `edge.build.TARGETS`, what the build is made for.
         client: what runs the build.
         adapter: a LoRA adapter of that student, which is merged first and proven; see `merge_adapter`.
+        calibration: training data in any form that `distill` reads, or YAML configs for theirs; empty: the
+            run's own. Never a test set.
         min_agreement: see `export_student`.
         keep_fp16: see `export_student`.
         parity_prompts: queries of the parity report and of the merge's proof.
 
     Raises:
         ModelError: `path` names no student that can be exported, or the adapter is not its own.
+        DataError: the calibration data cannot be read.
         BuildError: the export failed, its graphs are not the checkpoint's, or `output` holds something else.
     """
-    student, training = find_student(path), training_queries(path)
+    student = find_student(path)
+    training = queries_of(named_sources(calibration)) if calibration else training_queries(path)
     if parity_prompts is None:
         parity_prompts = [*parity.default_queries(), *(training.report if training else ())]
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,7 @@
 """Questions about images from the mixture that a run was trained on: for calibration, and for the report.
 
-    run's manifest -> its data -> samples, evenly over the mixture -> (images, question)
+    run's manifest -> its data -+-> samples, evenly over the mixture -> (images, question)
+              data that is named -+
 
 Never from a test set: what a student is scored with must not choose how it is rounded. The prompts go
 through the student's own chat template, as all queries do.
@@ -56,13 +57,22 @@ def training_queries(run: Path) -> TrainingQueries | None:
     cache = run.parent / DATA_CACHE
     try:
         data = parse_config(known, MixtureConfig, where=run / NAME)
-        mixture = read_mixture(data, cache=cache if cache.is_dir() else None)
-        count = min(len(mixture), CALIBRATED + REPORTED)
-        places = np.linspace(0, len(mixture) - 1, count).round().astype(int)
-        queries = [query_of(mixture[int(place)]) for place in places]
+        return queries_of(data, cache=cache if cache.is_dir() else None)
     except GenrecalError as error:
         console.print(f"export: the run's training data cannot be read here: {error}", markup=False)
         return None
+
+
+def queries_of(data: MixtureConfig, *, cache: Path | None = None) -> TrainingQueries:
+    """Queries of a mixture, evenly over it.
+
+    Raises:
+        DataError: a source cannot be read, or one of the images that were chosen.
+    """
+    mixture = read_mixture(data, cache=cache)
+    count = min(len(mixture), CALIBRATED + REPORTED)
+    places = np.linspace(0, len(mixture) - 1, count).round().astype(int)
+    queries = [query_of(mixture[int(place)]) for place in places]
     # One in so many to the report, so that both parts have the whole mixture.
     every = -(-count // min(REPORTED, max(1, count // 3)))
     return TrainingQueries(

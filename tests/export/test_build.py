@@ -20,8 +20,11 @@ from edge.build import GRAPHS, SETTINGS_FILES, open_build
 from edge.model import EdgeModel
 from genrecal.core.errors import BuildError, ConfigError
 from genrecal.core.manifest import verify_manifest
+from genrecal.data.source import named_sources
+from genrecal.demo.datasets import write_training_set
 from genrecal.export import gate, initializers, parity, stitch
 from genrecal.export.build import export_run, export_student
+from genrecal.export.calibration import queries_of
 from genrecal.export.graph_parity import open_graph
 from genrecal.export.initializers import initializer_bytes
 from genrecal.export.onnx_graphs import export_graphs
@@ -100,22 +103,24 @@ def test_the_manifest_says_what_a_precision_means(exported: Exporter, precision:
 def test_a_build_for_tensorrt_needs_training_data(student_folder: Path, tmp_path: Path) -> None:
     """And with it, vision is int8 in both operands; the language model is a Jetson's."""
     options: dict[str, Any] = {"precision": "int4", "target": "jetson-tensorrt", "parity_prompts": QUERIES}
-    with pytest.raises(BuildError, match="there are no images to calibrate with"):
+    with pytest.raises(BuildError, match=r"there are no images to calibrate with.*--calibration"):
         export_run(student_folder, tmp_path / "build", **options)
     assert not list(tmp_path.iterdir())
-    folder = export_student(
+    data = tmp_path / "data" / "conversations.json"
+    write_training_set(data.parent, seed=0, images=3, split="distill")
+    prompts = len(queries_of(named_sources([data])).calibration)
+    folder = export_run(
         student_folder,
         tmp_path / "build",
-        provenance={},
-        calibration=QUERIES,
+        calibration=[data],
         min_agreement=0,  # its weights are random
         **options,
     )
     said = verify_manifest(folder, kind="build")["quantization"]["graphs"]
     assert said["vision_encoder"]["execution_provider"] == "TensorRT"
-    assert said["vision_encoder"]["calibration_images"] == 3
+    assert said["vision_encoder"]["calibration_images"] == prompts > 3
     assert said["decoder_model_merged"]["scheme"] == "w4a16"
-    assert said["decoder_model_merged"]["rounding"] == "gptq, 3 prompts of the training data"
+    assert said["decoder_model_merged"]["rounding"] == f"gptq, {prompts} prompts of the training data"
 
 
 def test_the_report_is_measured(exported: Exporter) -> None:

@@ -58,7 +58,7 @@ def quantize_static(source: Path, target: Path, scheme: GraphScheme, feeds: Sequ
         raise BuildError(
             "there are no images to calibrate with",
             where=source,
-            fix="Export a run whose training data is at hand (its manifest names it)",
+            fix="Name training data (--calibration), or export a run whose data is at hand",
         )
     model = onnx.load(source, load_external_data=False)
     found = products(model)
