@@ -29,8 +29,6 @@ from genrecal.core.errors import DeviceError
 
 _LIBRARIES = ("usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/local/tensorrt/lib")
 _TENSORRT = re.compile(r"libnvinfer\.so\.(\d+\.\d+\.\d+(?:\.\d+)?)")
-_QWEN_PATCH = 14
-_QWEN_FEATURES = 3 * 2 * _QWEN_PATCH**2
 _USUAL_PIXELS = 1024 * 1024
 _TILES = 4
 
@@ -73,8 +71,10 @@ def vision_profile(
         least = int(preprocessor_config.get("min_pixels") or size.get("shortest_edge") or 56 * 56)
         most = int(preprocessor_config.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280)
         pixels = (least, min(max(_USUAL_PIXELS, least), most), most)
-        patches = [max(4, number // _QWEN_PATCH**2) for number in pixels]
-        return _profile([(count, _QWEN_FEATURES) for count in patches], {"image_grid_thw": (1, 3)})
+        patch = int(preprocessor_config.get("patch_size") or 14)
+        features = 3 * int(preprocessor_config.get("temporal_patch_size") or 2) * patch**2
+        patches = [max(4, number // patch**2) for number in pixels]
+        return _profile([(count, features) for count in patches], {"image_grid_thw": (1, 3)})
     if family == "internvl":
         image = (config.get("vision_config") or {}).get("image_size", 448)
         height, width = image if isinstance(image, list) else (image, image)

@@ -86,6 +86,10 @@ def test_profiles_of_families() -> None:
         "opt": "pixel_values:5120x1176,image_grid_thw:1x3",
         "max": "pixel_values:5120x1176,image_grid_thw:1x3",
     }
+    other = {"min_pixels": 64 * 64, "max_pixels": 64 * 64, "patch_size": 16, "temporal_patch_size": 1}
+    finer = vision_profile("qwen2_vl", {}, other)
+    assert finer is not None
+    assert finer.bounds()["max"] == "pixel_values:16x768,image_grid_thw:1x3"
     large = vision_profile("qwen2_5_vl", {}, {"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}})
     assert large is not None and [large.bounds()[name].split(",")[0] for name in ("opt", "max")] == [
         "pixel_values:5349x1176",
