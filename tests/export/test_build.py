@@ -159,6 +159,30 @@ def test_exporting_again_gives_the_same_bytes(
             assert path.read_bytes() == (again / path.relative_to(first)).read_bytes(), path.name
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("precision", "target"), [("int4", "cpu"), ("int8", "jetson-tensorrt")])
+def test_calibrating_again_gives_the_same_bytes(
+    student_folder: Path, tmp_path: Path, precision: str, target: str
+) -> None:
+    data = tmp_path / "data" / "conversations.json"
+    write_training_set(data.parent, seed=0, images=3, split="distill")
+    first, again = (
+        export_run(
+            student_folder,
+            tmp_path / name,
+            precision=precision,
+            target=target,
+            calibration=[data],
+            min_agreement=0,
+            parity_prompts=QUERIES,
+        )
+        for name in ("first", "again")
+    )
+    for path in sorted(first.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(first)).read_bytes(), path.name
+
+
 def test_float16_is_measured_and_half_the_size(exported: Exporter) -> None:
     folder = exported("fp16")
     report = json.loads((folder / "parity.json").read_text())
