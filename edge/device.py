@@ -19,6 +19,9 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
     "cuda": (CUDA_PROVIDER, CPU_PROVIDER),
     "jetson": (CUDA_PROVIDER, CPU_PROVIDER),
 }
+# Builds for the CPU that a GPU runs whole: CUDA has neither GroupQueryAttention in float32 nor
+# DynamicQuantizeMatMul, which the others hold (genrecal/export/linter.py).
+CPU_BUILDS_FOR_GPU = ("fp16",)
 # Developer kits name themselves "NVIDIA Jetson Orin Nano ..." or, on some releases, "NVIDIA Orin NX ...".
 _JETSON = re.compile(r"jetson|nvidia.*\b(orin|xavier|thor)\b", re.IGNORECASE)
 _ON_JETSON = (
@@ -77,6 +80,29 @@ def within(device: Device, *, limit_bytes: int | None, free_bytes: int) -> Devic
     if limit_bytes is None and device.name != "jetson":
         return device  # a GPU with memory of its own: the system's tells nothing
     return replace(device, memory_bytes=limit_bytes or free_bytes)
+
+
+def require_made_for(device: Device, *, target: str, precision: str) -> None:
+    """Refuse a build whose graphs the device would leave to the CPU; ONNX Runtime itself says nothing.
+
+    Args:
+        device: where the build is opened.
+        target: what the build is made for.
+        precision: of the build.
+
+    Raises:
+        DeviceError: the build is made for the CPU and the device is a GPU that cannot run all of it.
+    """
+    if device.name == "cpu" or target != "cpu" or precision in CPU_BUILDS_FOR_GPU:
+        return
+    # CUDA's attention is float16, so --fp32 is refused for jetson as well.
+    wanted = "fp16" if precision == "fp32" else precision
+    raise DeviceError(
+        f"this {precision} build is made for the CPU: on {device.name} its attention in float32 would stay "
+        "on the CPU, and every token would be copied to and fro",
+        where=device.board,
+        fix=f"Make one with: genrecal export RUN --{wanted} --target jetson; or open this with --device cpu",
+    )
 
 
 def for_vision(device: Device, target: str) -> Device:

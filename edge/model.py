@@ -125,7 +125,7 @@ class EdgeModel:
 
         Raises:
             BuildError: the folder is no build, or one that is incomplete, altered or not for this runtime.
-            DeviceError: this machine is no such device, or has not enough memory.
+            DeviceError: this machine is no such device, the build is not made for it, or memory is short.
         """
         opened = open_build(folder, verify=verify, manifest_sha256=manifest_sha256, trusted_keys=trusted_keys)
         runs_on = require_device(device)

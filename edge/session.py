@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge.build import Build
 from edge.cache import KeyValues, Layout, mask_of
-from edge.device import Device, for_vision
+from edge.device import Device, for_vision, require_made_for
 from edge.providers import open_session
 from genrecal.core.errors import BuildError, ConfigError, DeviceError
 
@@ -46,12 +46,13 @@ class Sessions:
 
     Raises:
         BuildError: a graph cannot be loaded or is not of this contract.
-        DeviceError: ONNX Runtime does not get the device.
+        DeviceError: ONNX Runtime does not get the device, or the build is not made for it.
     """
 
     def __init__(self, build: Build, device: Device, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ConfigError(f"'threads' is {threads}, it must be at least 1")
+        require_made_for(device, target=build.manifest["target"], precision=build.precision)
         sees = for_vision(device, build.manifest["target"])
         self._vision = _load(build.vision_encoder, sees, threads, _engine(build) if sees.tensorrt else None)
         self._embed = _load(build.embed_tokens, device, threads)

@@ -7,7 +7,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edge.device import CUDA_PROVIDER, detect_device, jetson_board, require_device
+from edge.build import PRECISIONS, TARGETS
+from edge.device import CUDA_PROVIDER, Device, detect_device, jetson_board, require_device, require_made_for
 from genrecal.core.errors import DeviceError
 
 MODELS = [
@@ -90,3 +91,16 @@ def test_a_device_that_does_not_exist() -> None:
 
 def test_the_cpu_is_always_there() -> None:
     assert require_device("cpu").providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["cpu", "cuda", "jetson"])
+def test_a_build_is_refused_where_its_nodes_would_fall_back(name: str, target: str, precision: str) -> None:
+    device = Device(name=name, board=None)
+    if name == "cpu" or target != "cpu" or precision == "fp16":
+        require_made_for(device, target=target, precision=precision)
+        return
+    wanted = {"fp32": "fp16"}.get(precision, precision)
+    with pytest.raises(DeviceError, match=rf"made for the CPU.*export RUN --{wanted} --target jetson"):
+        require_made_for(device, target=target, precision=precision)

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from edge import build as layout
 from edge import generate
+from edge.build import Build
 from edge.device import CUDA_PROVIDER, Device
 from edge.model import EdgeModel
 from edge.prompt import Part
@@ -263,6 +265,10 @@ def test_a_long_prompt_is_run_in_pieces(
     assert len(runs) == -(-whole.prompt_tokens // length) + len(whole.token_ids) - 1
 
 
+def made_for(build: Build, target: str) -> Build:
+    return replace(build, manifest={**build.manifest, "target": target})
+
+
 def test_a_provider_that_does_not_start_is_not_passed_over(edge_model: EdgeModel) -> None:
     """ONNX Runtime would run on the CPU instead, and its speed would be taken for the GPU's."""
     if CUDA_PROVIDER in onnxruntime.get_available_providers():
@@ -271,7 +277,15 @@ def test_a_provider_that_does_not_start_is_not_passed_over(edge_model: EdgeModel
         pytest.warns(UserWarning, match=CUDA_PROVIDER),
         pytest.raises(DeviceError, match="fell back to the CPU"),
     ):
-        Sessions(edge_model.build, Device(name="cuda", board=None), 1)
+        Sessions(made_for(edge_model.build, "jetson"), Device(name="cuda", board=None), 1)
+
+
+@pytest.mark.parametrize("device", ["cuda", "jetson"])
+def test_a_build_for_the_cpu_is_not_run_on_a_gpu(edge_model: EdgeModel, device: str) -> None:
+    """Its attention would fall back to the CPU, and nobody would be told."""
+    fix = r"Make one with: genrecal export RUN --fp16 --target jetson; or open this with --device cpu"
+    with pytest.raises(DeviceError, match=rf"this fp32 build is made for the CPU: on {device} .*{fix}"):
+        Sessions(edge_model.build, Device(name=device, board=None), 1)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +327,7 @@ class Absent:
             raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
 
 sys.meta_path.insert(0, Absent())
+from dataclasses import replace
 from pathlib import Path
 from edge.model import EdgeModel
 from genrecal.core.images import open_image

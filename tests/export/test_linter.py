@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import cli
 from edge.build import DECODER, EMBED_TOKENS, VISION_ENCODER
+from edge.device import CPU_BUILDS_FOR_GPU
 from genrecal.core.errors import BuildError, ConfigError
 from genrecal.export import kernels, linter
 from genrecal.export.build import export_run
@@ -169,12 +170,31 @@ def test_tensorrt_takes_symmetric_quantization_alone(tmp_path: Path) -> None:
     assert "symmetrically" in found[0].why
 
 
-def test_int8_of_the_exporter_is_for_the_cpu(fp32_graphs: Path, tmp_path: Path) -> None:
-    for graph, scheme in scheme_of("int8", "cpu").items():
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantized_builds_for_the_cpu_are_not_for_a_gpu(
+    fp32_graphs: Path, tmp_path: Path, precision: str
+) -> None:
+    refused = {}
+    for graph, scheme in scheme_of(precision, "cpu").items():
         quantize_weights(fp32_graphs / f"{graph}.onnx", tmp_path / f"{graph}.onnx", scheme)
         assert reasons(tmp_path / f"{graph}.onnx", "cpu", graph) == []
-    assert reasons(tmp_path / f"{EMBED_TOKENS}.onnx", "jetson", EMBED_TOKENS) == []
-    assert reasons(tmp_path / f"{DECODER}.onnx", "jetson")
+        found = reasons(tmp_path / f"{graph}.onnx", "jetson", graph)
+        refused[graph] = {finding.operator for finding in found}
+    assert refused == {
+        VISION_ENCODER: {f"{CONTRIB}::DynamicQuantizeMatMul"},
+        EMBED_TOKENS: set(),
+        DECODER: {f"{CONTRIB}::GroupQueryAttention"},
+    }
+    assert precision not in CPU_BUILDS_FOR_GPU
+
+
+def test_the_runtime_opens_on_a_gpu_what_the_linter_lets_pass(
+    family_graphs: dict[str, dict[str, Path]],
+) -> None:
+    """`edge/device.py::CPU_BUILDS_FOR_GPU` says the same without graphs at hand."""
+    for precision, graphs in family_graphs.items():
+        runs = not any(reasons(path, "jetson", graph) for graph, path in graphs.items())
+        assert runs == (precision in CPU_BUILDS_FOR_GPU)
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
