@@ -9,21 +9,28 @@ import ctypes.util
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from edge.jetson.board import read_board
+from edge.jetson.board import Module, read_board
 from edge.jetson.power import find_rails, total_rule
 from edge.jetson.throttle import OVER_CURRENT, read_throttle
+from edge.jetson.wheels import JETPACKS, OLDEST_RUNTIME, jetson_release, line_of, older, wheel_of
 from genrecal.core.console import console
 from genrecal.core.errors import DeviceError
 
 State = Literal["ok", "note", "missing"]
 OLDEST_PYTHON = (3, 10)
-# Of the extras `edge` and `serve`: distribution -> what needs it.
+# Extra -> what it is for.
+EXTRAS = {
+    "edge": "genrecal ask",
+    "serve": "genrecal serve",
+    "sign": "--trusted-key, for signed builds",
+}
+# Distribution -> the extra that needs it.
 PACKAGES = {
     "numpy": "edge",
     "pillow": "edge",
@@ -33,13 +40,16 @@ PACKAGES = {
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "cryptography": "sign",
 }
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-CUDA = "CUDAExecutionProvider"
+# edge/device.py has them too, but imports onnxruntime, which may be what is missing.
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 # What the CUDA provider loads, by the name that the system's linker finds it by.
 CUDA_LIBRARIES = {"cudart": "CUDA runtime", "cublas": "cuBLAS", "cudnn": "cuDNN"}
-# Of the figures that a 2B build in int4 with an image takes (docs/edge.md).
-LEAST_MEMORY_GB = 3.0
+# For Qwen2-VL-2B in int4 on a Jetson with an image of 1,280 tokens; docs/edge.md has the sum.
+LEAST_MEMORY_GB = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,24 +60,6 @@ class Finding:
     state: State
     what: str
     fix: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JetPack:
-    """What a release of Jetson's Linux comes with."""
-
-    name: str
-    python: str
-    cuda: str
-    index: str
-    """The folder of the Jetson AI Lab's package index that has wheels for it."""
-
-
-# Major release of Jetson Linux (L4T) -> its JetPack
-JETPACKS = {
-    "36": JetPack(name="JetPack 6", python="3.10", cuda="12.6", index="jp6/cu126"),
-    "38": JetPack(name="JetPack 7", python="3.12", cuda="13.0", index="sbsa/cu130"),
-}
 
 
 def edge_findings(
@@ -127,7 +119,7 @@ def _python(version: Sequence[int]) -> Finding:
 
 
 def _packages(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
-    for extra in ("edge", "serve"):
+    for extra, purpose in EXTRAS.items():
         versions = {name: version_of(name) for name, needs in PACKAGES.items() if needs == extra}
         lacking = [name for name, version in versions.items() if version is None]
         if not lacking:
@@ -137,8 +129,7 @@ def _packages(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
         yield Finding(
             name=f"packages of genrecal[{extra}]",
             state="missing" if extra == "edge" else "note",
-            what=f"{', '.join(lacking)} not installed"
-            + ("; genrecal serve needs them" if extra == "serve" else ""),
+            what=f"{', '.join(lacking)} not installed; wanted by {purpose}",
             fix=f'pip install "genrecal[{extra}]"; offline: genrecal wheelhouse on another machine',
         )
 
@@ -152,8 +143,7 @@ def _runtime(
 ) -> Iterator[Finding]:
     name = "onnxruntime"
     versions = {runtime: version for runtime in RUNTIMES if (version := version_of(runtime))}
-    release = _jetson_release(root)
-    jetpack = JETPACKS.get(release) if release else None
+    release = jetson_release(root)
     if not versions:
         yield Finding(
             name=name, state="missing", what="not installed", fix='pip install "genrecal[edge]" (for the CPU)'
@@ -169,40 +159,76 @@ def _runtime(
         return
     available = providers()
     shown = ", ".join(f"{runtime} {version}" for runtime, version in versions.items())
-    yield Finding(name=name, state="ok", what=f"{shown}: {', '.join(available) or 'no provider'}")
-    if CUDA in available:
+    yield _version(versions, f"{shown}: {', '.join(available) or 'no provider'}", release)
+    if CUDA_PROVIDER in available:
         yield from _libraries(find_library)
     elif release:
-        yield _jetson_gpu(release, jetpack, python)
+        yield _jetson_gpu(release, root, python)
     else:
         yield Finding(
             name="GPU",
             state="note",
             what="this onnxruntime answers on the CPU alone",
-            fix="With an NVIDIA GPU: pip uninstall --yes onnxruntime; pip install onnxruntime-gpu",
+            fix="With an NVIDIA GPU: pip uninstall --yes onnxruntime; "
+            f'pip install "onnxruntime-gpu>={OLDEST_RUNTIME}"',
         )
+    if release:
+        yield _tensorrt(available, find_library)
 
 
-def _jetson_gpu(release: str, jetpack: JetPack | None, python: Sequence[int]) -> Finding:
-    if jetpack is None:
-        return Finding(
-            name="GPU",
-            state="missing",
-            what=f"Jetson Linux R{release} has no onnxruntime-gpu for Python 3.10 or newer",
-            fix="Take JetPack 6 or newer; --device cpu works as it is",
-        )
-    fits = f"{python[0]}.{python[1]}" == jetpack.python
-    made = (
-        "" if fits else f"; its wheels are made for Python {jetpack.python}, this is {python[0]}.{python[1]}"
+def _version(versions: Mapping[str, str], shown: str, release: str | None) -> Finding:
+    """Of the one runtime that is there."""
+    ((runtime, version),) = versions.items()
+    if not older(version):
+        return Finding(name="onnxruntime", state="ok", what=shown)
+    jetpack = JETPACKS.get(release) if release and runtime == "onnxruntime-gpu" else None
+    return Finding(
+        name="onnxruntime",
+        state="missing",
+        what=f"{shown}; {OLDEST_RUNTIME} is the oldest that has all operators of a build",
+        fix=line_of(jetpack) if jetpack else f'pip install --upgrade "{runtime}>={OLDEST_RUNTIME}"',
     )
+
+
+def _jetson_gpu(release: str, root: Path, python: Sequence[int]) -> Finding:
+    jetpack = JETPACKS.get(release)
+    if jetpack is None:
+        if int(release) < min(map(int, JETPACKS)):
+            what = f"Jetson Linux R{release} has no onnxruntime-gpu for Python 3.10 or newer"
+            fix = "Take JetPack 6 or newer; --device cpu works as it is"
+        else:
+            what = f"Jetson Linux R{release} is not known here; this onnxruntime has no {CUDA_PROVIDER}"
+            fix = (
+                f"Install an onnxruntime-gpu of {OLDEST_RUNTIME} or newer that is built for its CUDA and GPU"
+            )
+        return Finding(name="GPU", state="missing", what=what, fix=f"{fix} (docs/jetson.md)")
     return Finding(
         name="GPU",
         state="missing",
-        what=f"{jetpack.name} without an onnxruntime that has {CUDA}; the general package index has none for "
-        f"Jetson, the Jetson AI Lab's has (folder {jetpack.index}, CUDA {jetpack.cuda}){made}",
-        fix="pip uninstall --yes onnxruntime; pip install --index-url JETSON_INDEX_URL onnxruntime-gpu "
-        f"(JETSON_INDEX_URL: that index with /{jetpack.index}, from NVIDIA's Jetson documentation)",
+        what=f"{jetpack.name} without an onnxruntime that has {CUDA_PROVIDER}. The wheel that fits: "
+        + wheel_of(jetpack, _module(root), python),
+        fix=line_of(jetpack),
     )
+
+
+def _tensorrt(available: Sequence[str], find_library: Callable[[str], str | None]) -> Finding:
+    """Of a Jetson; a note where it lacks, since builds of one target alone want it."""
+    wanted = "builds of target jetson-tensorrt alone need it"
+    if TENSORRT_PROVIDER not in available:
+        return Finding(
+            name="TensorRT",
+            state="note",
+            what=f"this onnxruntime has no {TENSORRT_PROVIDER}; {wanted}",
+            fix="Install an onnxruntime-gpu that was built with TensorRT, or export with --target jetson",
+        )
+    if find_library("nvinfer") is None:
+        return Finding(
+            name="TensorRT",
+            state="note",
+            what=f"{TENSORRT_PROVIDER} is there, but the linker finds no libnvinfer; {wanted}",
+            fix="sudo apt install nvidia-jetpack",
+        )
+    return Finding(name="TensorRT", state="ok", what=f"{TENSORRT_PROVIDER} with libnvinfer")
 
 
 def _libraries(find_library: Callable[[str], str | None]) -> Iterator[Finding]:
@@ -211,12 +237,14 @@ def _libraries(find_library: Callable[[str], str | None]) -> Iterator[Finding]:
         yield Finding(
             name="GPU",
             state="missing",
-            what=f"{CUDA} is there, but the linker finds no {', '.join(lacking)}",
+            what=f"{CUDA_PROVIDER} is there, but the linker finds no {', '.join(lacking)}",
             fix="On a Jetson: sudo apt install nvidia-jetpack; elsewhere install CUDA and cuDNN of the "
             "versions that this onnxruntime names in its release notes",
         )
     else:
-        yield Finding(name="GPU", state="ok", what=f"{CUDA} with {', '.join(CUDA_LIBRARIES.values())}")
+        yield Finding(
+            name="GPU", state="ok", what=f"{CUDA_PROVIDER} with {', '.join(CUDA_LIBRARIES.values())}"
+        )
 
 
 def _memory(root: Path) -> Iterator[Finding]:
@@ -269,10 +297,9 @@ def _board(root: Path) -> Iterator[Finding]:
         )
 
 
-def _jetson_release(root: Path) -> str | None:
-    """The major release of Jetson's Linux; None on other machines."""
-    found = re.match(r"#?\s*R(\d+)", _read(root / "etc/nv_tegra_release") or "")
-    return found[1] if found else None
+def _module(root: Path) -> Module | None:
+    board = read_board(root)
+    return board.module if board else None
 
 
 def _version_of(name: str) -> str | None:
