@@ -26,7 +26,9 @@ from genrecal.core.manifest import NAME as MANIFEST
 from genrecal.core.manifest import write_manifest
 
 KIND = "wheelhouse"
-EXTRAS = ("edge", "serve", "bench")
+# `sign` opens signed builds (`--trusted-key`).
+EXTRAS = ("edge", "serve", "sign", "bench")
+GPU_WHEEL = "onnxruntime_gpu-"
 MACHINES = ("aarch64", "x86_64")
 # What a wheel of genrecal is built from.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "cli.py", "genrecal", "edge", "bench")
@@ -136,9 +138,22 @@ def collect(
             )
     size = sum(path.stat().st_size for path in output.glob("*.whl"))
     console.print(f"wheelhouse: {output} ({size / 1e6:.0f} MB). On the device:", soft_wrap=True)
-    line = f'pip install --no-index --find-links {output.name} "genrecal[{",".join(extras)}]"'
-    console.print(line, markup=False, soft_wrap=True)
+    for line in device_lines(output.name, extras, added):
+        console.print(line, markup=False, soft_wrap=True)
     return output
+
+
+def device_lines(folder: str, extras: Sequence[str], added: Sequence[Path] = ()) -> list[str]:
+    """What installs a wheelhouse on the device, line by line.
+
+    onnxruntime and onnxruntime-gpu are one package to Python and two to pip, which lays them over each other:
+    the CPU's, which `genrecal[edge]` brings, goes before a GPU's comes. What it brought along stays.
+    """
+    install = f"pip install --no-index --find-links {folder}"
+    lines = [f'{install} "genrecal[{",".join(extras)}]"']
+    if any(path.name.startswith(GPU_WHEEL) for path in added):
+        lines += ["pip uninstall --yes onnxruntime", f"{install} --no-deps onnxruntime-gpu"]
+    return lines
 
 
 def build_wheel(root: Path, folder: Path) -> Path:

@@ -146,7 +146,8 @@ def wheelhouse(
     machine: Annotated[str, typer.Option(help="aarch64 or x86_64.")] = "aarch64",
     glibc: Annotated[str, typer.Option(help="The device's C library; JetPack 6: 2.35, 7: 2.39.")] = "2.35",
     extra: Annotated[
-        list[str] | None, typer.Option(help="edge, serve or bench; repeatable. Default: edge and serve.")
+        list[str] | None,
+        typer.Option(help="edge, serve, sign or bench; repeatable. Default: edge and serve."),
     ] = None,
     add: Annotated[list[Path] | None, typer.Option(help="A wheel that goes with them; repeatable.")] = None,
 ) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 
 from edge import wheelhouse
-from edge.wheelhouse import Target, build_wheel, collect, resolve, target_of
+from edge.wheelhouse import Target, build_wheel, collect, device_lines, resolve, target_of
 from genrecal.core.errors import ConfigError, GenrecalError
 from genrecal.core.manifest import verify_manifest
 
@@ -89,6 +90,27 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "keep"
 
 
+def test_extras_are_those_that_a_device_uses(tmp_path: Path) -> None:
+    """All that pyproject.toml has and that runs there; `--trusted-key` needs `sign`."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    assert set(wheelhouse.EXTRAS) == set(extras) - {"train", "track", "export", "dev"}
+    with pytest.raises(ConfigError, match="is no checkout"):  # and not the extra
+        collect(tmp_path / "out", extras=("edge", "sign"), target=Target(python="3.10"), source=tmp_path)
+
+
+def test_the_cpu_s_runtime_goes_before_the_gpu_s_comes() -> None:
+    first = 'pip install --no-index --find-links wheels "genrecal[edge,sign]"'
+    assert device_lines("wheels", ("edge", "sign"), [Path("other-1.0-py3-none-any.whl")]) == [first]
+    wheel = Path("somewhere/onnxruntime_gpu-1.23.2-cp310-cp310-linux_aarch64.whl")
+    assert device_lines("wheels", ("edge", "sign"), [wheel]) == [
+        first,
+        "pip uninstall --yes onnxruntime",
+        "pip install --no-index --find-links wheels --no-deps onnxruntime-gpu",
+    ]
+
+
 def test_a_package_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(GenrecalError, match="pip install failed") as caught:
         wheelhouse._report([str(tmp_path / "nowhere-1.0-py3-none-any.whl")], Target(python="3.10"))
@@ -105,7 +127,7 @@ def index_or_skip() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(("python", "glibc"), [("3.10", "2.35"), ("3.12", "2.39")])
-@pytest.mark.parametrize("extras", [("edge",), ("edge", "serve")], ids="+".join)
+@pytest.mark.parametrize("extras", [("edge",), ("edge", "serve"), ("edge", "sign")], ids="+".join)
 def test_the_extras_resolve_for_a_jetson(
     wheel: Path, python: str, glibc: str, extras: tuple[str, ...]
 ) -> None:
@@ -113,6 +135,7 @@ def test_the_extras_resolve_for_a_jetson(
     found = resolve([f"{wheel}[{','.join(extras)}]"], Target(python=python, glibc=glibc))
     assert {"genrecal", "onnxruntime", "tokenizers", "numpy", "pillow", "typer"} <= set(found)
     assert ("starlette" in found) == ("serve" in extras) and not HEAVY & set(found)
+    assert ("cryptography" in found) == ("sign" in extras)
     if "serve" in extras:
         assert ("exceptiongroup" in found) == (python == "3.10")
     assert tuple(map(int, found["onnxruntime"].split(".")[:2])) >= (1, 23)
