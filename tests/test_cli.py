@@ -57,7 +57,9 @@ OPTIONS = {
     "ask": {
         "--max-new-tokens",
         "--temperature",
+        "--top-p",
         "--seed",
+        "--stop",
         "--threads",
         "--device",
         "--memory",

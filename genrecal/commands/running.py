@@ -59,7 +59,17 @@ def ask(
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="0: the likeliest token; default: the build's own.")
     ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Draw from the likeliest tokens that hold this share; where it samples."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed, where the build samples.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that the answer ends before; repeatable. In place of the build's own."),
+    ] = None,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
     memory: Memory = None,
@@ -77,6 +87,8 @@ def ask(
         "seed": seed,
         "temperature": temperature or None,
         "do_sample": None if temperature is None else temperature > 0,
+        "top_p": top_p,
+        "stop_strings": tuple(stop) if stop else None,
     }
     run(
         _opener(build, device, threads, memory, manifest_sha256, trusted_key),

@@ -49,11 +49,34 @@ def test_one_question(build_folder: Path, edge_model: EdgeModel, pictures: list[
     assert said(build_folder, FIRST, "--max-new-tokens", "9") == expected + "\n"
 
 
+def test_stop(build_folder: Path, edge_model: EdgeModel, pictures: list[str]) -> None:
+    """The answer ends before the text that comes first."""
+    options = ("--max-new-tokens", "9", "--temperature", "0")
+    whole = said(build_folder, pictures[0], FIRST, *options).removesuffix("\n")
+    first, second = whole[len(whole) // 3 :][:3], whole[len(whole) // 2 :][:3]
+    drawn = {"max_new_tokens": 9, "do_sample": False}
+    expected = edge_model.answer((IMAGE, FIRST), stop_strings=(second, first), **drawn).text
+    found = said(build_folder, pictures[0], FIRST, *options, "--stop", second, "--stop", first)
+    assert found == expected + "\n" and len(expected) < len(whole)
+
+
+def test_settings_out_of_range_are_one_line(build_folder: Path) -> None:
+    for options, message in ((("--top-p", "0"), "'top_p' is 0.0"), (("--stop", ""), "'stop_strings'")):
+        result = runner.invoke(cli.app, ["ask", str(build_folder), FIRST, *options])
+        assert result.exit_code == 2 and message in result.stderr and "\n" not in result.stderr.strip()
+
+
 def test_temperature(build_folder: Path, edge_model: EdgeModel, pictures: list[str]) -> None:
     drawn = {"do_sample": True, "temperature": 2.5, "seed": 4}
     expected = edge_model.answer((IMAGE, FIRST), max_new_tokens=9, **drawn).text
     options = ("--max-new-tokens", "9", "--temperature", "2.5", "--seed", "4")
     assert said(build_folder, pictures[0], FIRST, *options) == expected + "\n"
+    narrow = edge_model.answer((IMAGE, FIRST), max_new_tokens=9, top_p=0.05, **drawn).text
+    assert (
+        said(build_folder, pictures[0], FIRST, *options, "--top-p", "0.05")
+        == narrow + "\n"
+        != expected + "\n"
+    )
     greedy = edge_model.answer((IMAGE, FIRST), max_new_tokens=9, do_sample=False).text
     assert said(build_folder, pictures[0], FIRST, *options[:2], "--temperature", "0") == greedy + "\n"
 
