@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ import yaml
 from PIL import Image
 
 import cli
+from edge.serve.settings import ServeSettings
 from genrecal.core import errors
 from genrecal.core.config import load_config, parse_config
 from genrecal.data.llava import read_llava
+from genrecal.export.linter import NEVER_ON_GPU, NEVER_ON_GPU_PREFIX
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -116,6 +119,34 @@ def test_genrecal_takes_each_command(command: Command) -> None:
         from genrecal.demo.settings import load_demo_config
 
         load_demo_config(config, parameters["overrides"] or ())
+
+
+def test_a_gpu_is_given_builds_that_are_made_for_it() -> None:
+    """The runtime refuses the others; an export's default folder says what it is for."""
+    shown = [
+        (command.document, word)
+        for command in GENRECAL
+        if {"jetson", "cuda"} & {b for a, b in itertools.pairwise(command.words) if a == "--device"}
+        for word in command.words
+        if Path(word).name.startswith("build-")
+    ]
+    shown += [
+        (document.name, name)
+        for document in DOCUMENTS
+        for text in blocks(document, "python")
+        for name, device in re.findall(r'Path\("(build-[^"]+)"\), device="(\w+)"', text)
+        if device != "cpu"
+    ]
+    assert {document for document, _ in shown} >= {"README.md", "jetson.md", "subjects.md", "devices.md"}
+    assert [pair for pair in shown if not pair[1].endswith(("-jetson", "-jetson-tensorrt"))] == []
+
+
+def test_limits_and_refused_operators_are_those_of_the_code() -> None:
+    edge, export = ((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("edge", "export"))
+    assert f"| more than {ServeSettings().max_images} images in a conversation | 400 |" in edge
+    (row,) = (line for line in export.splitlines() if line.startswith("| `jetson` | CUDA"))
+    named = set(re.findall(r"`(\w+\*?)`", row)) - {"jetson"}
+    assert named == {*NEVER_ON_GPU, f"{NEVER_ON_GPU_PREFIX}*"}
 
 
 def test_every_command_is_shown_in_the_readme() -> None:
