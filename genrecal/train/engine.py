@@ -57,7 +57,7 @@ def _unlink_buffers() -> None:
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 
-def leave(code: int = 0) -> NoReturn:
+def leave() -> NoReturn:
     """End this process, which has been a rank, once its work is done.
 
     The interpreter's own end is not waited for: a thread of the process group that still hands something back
@@ -65,7 +65,7 @@ def leave(code: int = 0) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(0)
 
 
 def device() -> torch.device:
