@@ -4,8 +4,8 @@
     equal tokenizers         answer tokens alone, `answer_only`                 (paper, Appendix G)
     any pair                 ULD by place, GOLD where tokens of both end together
 
-p is the teacher's distribution, q the student's. Vocabularies of unequal length share their first entries:
-the rest is padding of the embedding matrix. Shapes: B samples, S positions, T tokens or positions, A answer.
+p is the teacher's distribution, q the student's. Vocabularies of unequal length share their first entries,
+and the others are left out. Shapes: B samples, S positions, T tokens or positions, A answer.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from genrecal.core.errors import TrainError
-from genrecal.data.align import common_ends
 from genrecal.data.batch import Batch, PairedBatch
 from genrecal.models.vlm import layer_features, predicting_features
+from genrecal.train.gold import gold_divergence
 from genrecal.train.head_pair import HeadPair
 from genrecal.train.losses import (
-    answer_cross_entropy,
     relation_distance,
     reverse_divergence,
     skewed_reverse_divergence,
@@ -186,80 +184,14 @@ def paired_mask(batch_s: Batch, batch_l: Batch) -> torch.Tensor:
 
 
 def _gold(pair: Pair, settings: Comparison) -> torch.Tensor:
-    """KL(p || q) of the text that both spell up to each common end.
-
-    Where one vocabulary needs several tokens for it, the first token's distribution is multiplied by the
-    probabilities of those that follow, so that its actual first token has the probability of the whole text.
-    Entries that only one vocabulary has share one bucket.
-    """
     assert settings.shared_ids is not None
-    ids_s, ids_l = (ids.to(pair.z_s_BSD.device) for ids in settings.shared_ids)
-
-    def divergence(
-        p_GV: torch.Tensor, q_GV: torch.Tensor, rest_l_G: torch.Tensor, rest_s_G: torch.Tensor
-    ) -> torch.Tensor:
-        log_p_GV, log_q_GV = _spelled(p_GV, ids_l, rest_l_G), _spelled(q_GV, ids_s, rest_s_G)
-        return functional.kl_div(log_q_GV, log_p_GV, log_target=True, reduction="none").sum(-1)
-
-    groups_s, groups_l = _groups(pair.batch_s, pair.batch_l), _groups(pair.batch_l, pair.batch_s)
-    z_s_TD = predicting_features(pair.z_s_BSD, pair.batch_s)[pair.batch_s.answer_mask_BA]
-    z_l_TD = predicting_features(pair.z_l_BSD, pair.batch_l)[pair.batch_l.answer_mask_BA]
-    with torch.no_grad():
-        rest_l_G = _rest(
-            groups_l, pair.batch_l, lambda z_TD, ids_T: pair.heads(_own, z_TD, None, ids_T), z_l_TD
-        )
-    rest_s_G = _rest(groups_s, pair.batch_s, lambda z_TD, ids_T: pair.heads(_own, None, z_TD, ids_T), z_s_TD)
-    firsts_l, firsts_s = ([group[0] for group in groups] for groups in (groups_l, groups_s))
-    return pair.heads(divergence, z_l_TD[firsts_l], z_s_TD[firsts_s], rest_l_G, rest_s_G)
-
-
-def _groups(batch: Batch, other: Batch) -> list[range]:
-    """Of each common end the answer tokens that lead to it, by their places among all of the batch."""
-    groups, offset = [], 0
-    for row, length in enumerate(batch.answer_mask_BA.sum(1).tolist()):
-        begin = 0
-        for end, _ in common_ends(batch.answer_ends_BA[row, :length], _ends(other, row)):
-            groups.append(range(offset + begin, offset + end + 1))
-            begin = end + 1
-        offset += length
-    return groups
-
-
-def _own(logits_TV: torch.Tensor, ids_T: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each token, [T]."""
-    return -answer_cross_entropy(logits_TV, ids_T)
-
-
-def _rest(
-    groups: Sequence[range],
-    batch: Batch,
-    own: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    z_TD: torch.Tensor,
-) -> torch.Tensor:
-    """Log-probability of what follows each group's first token, [G]."""
-    places = [place for group in groups for place in group[1:]]
-    following = [number for number, group in enumerate(groups) for _ in group[1:]]
-    own_T = own(z_TD[places], batch.answer_ids_BA[batch.answer_mask_BA][places])
-    group_T = torch.tensor(following, dtype=torch.long, device=own_T.device)
-    return own_T.new_zeros(len(groups)).index_add(0, group_T, own_T)
-
-
-def _spelled(logits_GV: torch.Tensor, shared_M: torch.Tensor, rest_G: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the shared entries and of all others together, [G, M + 1]."""
-    shared_GM = logits_GV.float().log_softmax(-1)[:, shared_M] + rest_G[:, None]
-    spent_G = shared_GM.logsumexp(-1).clamp(max=-1e-6)
-    return torch.cat([shared_GM, torch.log1p(-spent_G.exp())[:, None]], dim=-1)
-
-
-def _ends(batch: Batch, row: int) -> torch.Tensor:
-    return batch.answer_ends_BA[row, : int(batch.answer_mask_BA[row].sum())]
-
-
-def common_end_count(batch_s: Batch, batch_l: Batch) -> int:
-    """Common ends of a batch: what GOLD's sum is divided by."""
-    return sum(
-        len(common_ends(_ends(batch_s, row), _ends(batch_l, row)))
-        for row in range(len(batch_s.answer_mask_BA))
+    return gold_divergence(
+        pair.heads,
+        settings.shared_ids,
+        batch_s=pair.batch_s,
+        batch_l=pair.batch_l,
+        z_s_BSD=pair.z_s_BSD,
+        z_l_BSD=pair.z_l_BSD,
     )
 
 

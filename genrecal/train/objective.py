@@ -23,12 +23,12 @@ from genrecal.data.batch import PairedBatch
 from genrecal.models.vlm import layer_features, predicting_features
 from genrecal.train.comparison import (
     Comparison,
-    common_end_count,
     comparison_terms,
     image_mask,
     paired_mask,
     position_mask,
 )
+from genrecal.train.gold import common_end_count
 from genrecal.train.head import Branch, Head
 from genrecal.train.head_pair import HeadPair
 from genrecal.train.losses import Losses

@@ -130,20 +130,26 @@ def gold(two: Two, shared: list[tuple[int, int]], groups: list[tuple[range, rang
         groups: places in the student's and in the teacher's answer.
     """
     p_NV, q_NV = two.logits()
-    starts = len(two.teacher.question) - 1, len(two.student.question) - 1
+    q_AV, p_AV = q_NV[len(two.student.question) - 1 :], p_NV[len(two.teacher.question) - 1 :]
     total = torch.tensor(0.0).double()
     for own, other in groups:
-        q = whole_text(q_NV[starts[1] :], two.student.answer, own, [pair[0] for pair in shared])
-        p = whole_text(p_NV[starts[0] :], two.teacher.answer, other, [pair[1] for pair in shared])
-        total = total + kl(p, q)
+        said = [two.student.answer[place] for place in own], [two.teacher.answer[place] for place in other]
+        if len(own) == len(other) == 1 and (said[0][0], said[1][0]) in shared:
+            q = probabilities(q_AV[own[0]])[[pair[0] for pair in shared]]
+            p = probabilities(p_AV[other[0]])[[pair[1] for pair in shared]]
+        else:
+            q, p = text(q_AV, own, said[0]), text(p_AV, other, said[1])
+        total = total + kl(with_rest(p), with_rest(q))
     return total
 
 
-def whole_text(logits_AV: Tensor, answer: list[int], group: range, entries: list[int]) -> Tensor:
-    """The first token's distribution times the probability of those that follow; one bucket for the rest."""
-    first = probabilities(logits_AV[group[0]])
-    following = torch.tensor(1.0).double()
-    for place in group[1:]:
-        following = following * probabilities(logits_AV[place])[answer[place]]
-    shared = first[entries] * following
-    return torch.cat([shared, (1 - shared.sum())[None]])
+def text(logits_AV: Tensor, places: range, said: list[int]) -> Tensor:
+    """The probability of what is said there, [1]."""
+    product = torch.tensor([1.0]).double()
+    for place, token in zip(places, said, strict=True):
+        product = product * probabilities(logits_AV[place])[token]
+    return product
+
+
+def with_rest(events: Tensor) -> Tensor:
+    return torch.cat([events, (1 - events.sum())[None]])

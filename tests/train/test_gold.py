@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -51,8 +53,25 @@ def said(answer: list[int], ends: list[int]) -> Batch:
     )
 
 
+def pair_of(batch_s: Batch, batch_l: Batch, q_SV: torch.Tensor, p_SV: torch.Tensor) -> Pair:
+    """Two models that have these probabilities at each position."""
+    return Pair(
+        heads=HeadPair(Head(Said(p_SV.shape[-1])), Head(Said(q_SV.shape[-1]))),
+        batch_s=batch_s,
+        batch_l=batch_l,
+        z_s_BSD=q_SV.log()[None],
+        z_l_BSD=p_SV.log()[None],
+        embedded_s_BSD=q_SV,
+        embedded_l_BSD=p_SV,
+    )
+
+
+def divergence(p: list[float], q: list[float]) -> float:
+    return sum(one * math.log(one / other) for one, other in zip(p, q, strict=True))
+
+
 def test_gold_by_hand() -> None:
-    """The answer "ab c" and the end of the turn; what p and q are multiplied with stands beside them.
+    """The answer "ab c" and the end of the turn.
 
     student    ab | ␣c | end           entries  0 a, 1 ab, 2 ␣c, 3 end
     teacher    a | b | ␣ | c | end     entries  0 end, 1 a, 2 b, 3 ␣, 4 c, 5 ab
@@ -69,31 +88,41 @@ def test_gold_by_hand() -> None:
             [1 / 6] * 6,
         ]
     )
-    groups = [
-        # ab: one token of the student; two of the teacher, the second with 0.5
-        ([0.3 * 0.5, 0.3 * 0.5, 0.1 * 0.5, 1 - 0.7 * 0.5], [0.2, 0.5, 0.1, 0.2]),
-        # ␣c: the teacher's second token with 0.5
-        ([0.1 * 0.5, 0.2 * 0.5, 0.1 * 0.5, 1 - 0.4 * 0.5], [0.1, 0.1, 0.1, 0.7]),
-        # the end of the turn
-        ([0.1, 0.05, 0.7, 0.15], [0.2, 0.1, 0.6, 0.1]),
-    ]
-    expected = sum(
-        a * float(torch.tensor(a / b).log()) for one, other in groups for a, b in zip(one, other, strict=True)
+    expected = (
+        divergence([0.3 * 0.5, 1 - 0.3 * 0.5], [0.5, 0.5])  # ab, or another text
+        + divergence([0.4 * 0.5, 1 - 0.4 * 0.5], [0.7, 0.3])  # ␣c, or another text
+        + divergence([0.1, 0.05, 0.7, 0.15], [0.2, 0.1, 0.6, 0.1])  # a, ab, end, or what one of them has
     )
-    batch_s, batch_l = said([1, 2, 3], [2, 4, 5]), said([1, 2, 3, 4, 0], [1, 2, 3, 4, 5])
-    logits = {"z_s_BSD": q.log()[None], "z_l_BSD": p.log()[None]}
-    pair = Pair(
-        heads=HeadPair(Head(Said(6)), Head(Said(4))),
-        batch_s=batch_s,
-        batch_l=batch_l,
-        embedded_s_BSD=q,
-        embedded_l_BSD=p,
-        **logits,
-    )
+    pair = pair_of(said([1, 2, 3], [2, 4, 5]), said([1, 2, 3, 4, 0], [1, 2, 3, 4, 5]), q, p)
     shared = torch.tensor([0, 1, 3]), torch.tensor([1, 5, 0])
     found = COMPARISONS["gold"](pair, Comparison(shared_ids=shared))
     assert len(found) == 3
     assert float(found.sum()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_models_that_say_the_same_text_are_not_apart() -> None:
+    """Both are sure of "ab", which both vocabularies could spell either way."""
+    sure, unsure = 0.9997, 0.0001
+    q = torch.full((3, 4), unsure)
+    q[0, 0] = q[1, 1] = sure  # a, then b
+    p = torch.full((2, 4), unsure)
+    p[0, 2] = sure  # ab
+    every = torch.arange(4)
+    pair = pair_of(said([0, 1], [1, 2]), said([2], [2]), q, p)
+    (found,) = COMPARISONS["gold"](pair, Comparison(shared_ids=(every, every)))
+    assert float(found) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_space_that_one_template_puts_before_the_answer() -> None:
+    """`␣the` beside `the`: each vocabulary has both, and each model is sure of its own."""
+    sure, unsure = 0.9999, 0.0001
+    q, p = torch.full((2, 2), unsure), torch.full((2, 2), unsure)
+    q[0, 0] = sure  # ␣the
+    p[0, 1] = sure  # the
+    every = torch.arange(2)
+    pair = pair_of(said([0], [3]), said([1], [3]), q, p)
+    (found,) = COMPARISONS["gold"](pair, Comparison(shared_ids=(every, every)))
+    assert float(found) == pytest.approx(0.0, abs=1e-3)
 
 
 def shared_with(parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
