@@ -104,6 +104,8 @@ class Suite(Config):
     """Each `setting/variant`."""
     against: tuple[str, ...] = Field(min_length=1)
     """The rows that the others are compared with: the one of the same setting."""
+    differences: tuple[tuple[str, str], ...] = ()
+    """Pairs of rows in a second table: by how much the first lies above the second."""
 
 
 class Plan(Config):
@@ -146,7 +148,8 @@ class Plan(Config):
                 setting, _, variant = row.partition("/")
                 if setting not in self.settings or variant not in self.variants:
                     raise ValueError(f"the suite '{name}' has a row '{row}' that is not setting/variant")
-            if not set(suite.against) <= set(suite.rows):
+            compared = {*suite.against, *(row for pair in suite.differences for row in pair)}
+            if not compared <= set(suite.rows):
                 raise ValueError(f"the suite '{name}' compares with a row that it does not have")
         return self
 

@@ -44,18 +44,32 @@ def suite_table(plan: Plan, suite: str, results: Path) -> str:
     for name, row in there.items():
         against = there.get(plan.against(suite, name))
         lines.append(_line(_cells(plan, chosen.against[0], row, against, counted.get(name))))
+    pairs = [
+        (there[one], there[other])
+        for one, other in chosen.differences
+        if one in there and other in there and _common(there[one], there[other])
+    ]
+    if pairs:
+        lines += ["", _line(["difference", "mean", *TOKENS, "seeds"]), _line(["---", *["---:"] * 4])]
+        lines += [_line(_pair(plan, chosen.against[0], one, other)) for one, other in pairs]
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
+def _pair(plan: Plan, first: str, one: Row, other: Row) -> list[str]:
+    title = f"{_titled(plan, first, one.name)} minus {_titled(plan, first, other.name)}"
+    whole, *parts = [difference(one, other, names) for names in (SETS, *((name,) for name in TOKENS))]
+    found = [_difference(of.mean, of.interval.low, of.interval.high) for of in (whole, *parts)]
+    if differs(whole) and whole.seeds >= FEWEST_SEEDS:
+        title, found[0] = f"**{title}**", f"**{found[0]}**"
+    return [title, *found, str(whole.seeds)]
+
+
 def _cells(
     plan: Plan, first: str, row: Row, against: Row | None, counted: dict[str, float] | None
 ) -> list[str]:
-    title = _title(plan, row.name)
-    setting = row.name.partition("/")[0]
-    if setting != first.partition("/")[0]:
-        title += f" ({setting})"
+    title = _titled(plan, first, row.name)
     found = ["", "", ""]
     if against is not None and against.name != row.name and (_common(row, against)):
         whole = difference(row, against)
@@ -91,6 +105,12 @@ def _mean(row: Row, sets: tuple[str, ...]) -> str:
 
 def _difference(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _titled(plan: Plan, first: str, row: str) -> str:
+    """The row's title, with its setting where that is another than `first`'s."""
+    setting = row.partition("/")[0]
+    return _title(plan, row) + ("" if setting == first.partition("/")[0] else f" ({setting})")
 
 
 def _title(plan: Plan, row: str) -> str:

@@ -103,6 +103,21 @@ def test_other_questions_are_no_pair() -> None:
         difference(one, Row(name="s/c", cells={1: record([0])}))
 
 
+def test_a_suites_second_table_pairs_the_rows_that_it_names(plan: Plan, tmp_path: Path) -> None:
+    for row, grades in (
+        ("scarce/sft", [0, 0]),
+        ("scarce/genrecal", [100, 0]),
+        ("weak-teacher/genrecal", [100, 100]),
+    ):
+        (tmp_path / row).mkdir(parents=True)
+        for seed in range(3):
+            (tmp_path / row / f"{seed}.json").write_text(json.dumps(record(grades)))
+    second = suite_table(plan, "teachers", tmp_path).split("\n\n")[1]
+    title = plan.variants["genrecal"].title
+    assert f"{title} minus {title} (weak-teacher)" in second and "-50.0 [" in second
+    assert len(second.strip().splitlines()) == 3, "a pair that lacks a row has no line"
+
+
 def test_cells_come_seed_by_seed_and_once(plan: Plan) -> None:
     cells = cells_of(plan, ["main", "reading"], 5)
     assert len(cells) == len(set(cells))
