@@ -1,7 +1,6 @@
 """A checkpoint's own model code: not run, unless it is allowed and pinned; what was allowed is recorded.
 
-folder    pinned by the SHA-256 of its *.py files
-hub name  pinned by a commit, 40 hexadecimal digits; a branch or tag can move
+The pin is the SHA-256 of the folder's *.py files. Nothing is fetched by name, so checkpoints are folders.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ from genrecal.core.config import Config
 from genrecal.core.errors import ConfigError, ModelError
 from genrecal.core.files import read_json, sha256_bytes, sha256_file
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Where transformers looks for the code of a class: config.json, tokenizer_config.json, ...
 NAMING_FILES = "*config*.json"
 
@@ -31,12 +28,12 @@ class RemoteCode(Config):
     allow: bool = False
     """Run it. Read it first: it runs with your rights."""
     revision: str | None = None
-    """What exactly may run: the SHA-256 of a folder's *.py files, or the commit of a hub name."""
+    """What exactly may run: the SHA-256 of the folder's *.py files."""
 
     @model_validator(mode="after")
     def _pinned(self) -> RemoteCode:
         if self.allow and self.revision is None:
-            raise ValueError("allow needs a revision: a folder's SHA-256 or a hub name's commit")
+            raise ValueError("allow needs a revision: the SHA-256 of the folder's *.py files")
         if self.revision is not None and not self.allow:
             raise ValueError("a revision is given, but allow is off")
         return self
@@ -52,39 +49,25 @@ class CheckedCode:
     """For the manifest: whether code was allowed, from where, and its hashes."""
 
 
-def check_remote_code(checkpoint: Path | str, settings: RemoteCode) -> CheckedCode:
-    """What `from_pretrained` may do with `checkpoint`.
-
-    Args:
-        checkpoint: a folder, or the name of a model hub.
-        settings: what the user allowed.
+def check_remote_code(folder: Path, settings: RemoteCode) -> CheckedCode:
+    """What `from_pretrained` may do with the checkpoint in `folder`.
 
     Raises:
-        ConfigError: the revision is not of the form that this kind of checkpoint needs.
+        ConfigError: the revision is no SHA-256.
         ModelError: the folder's code is not the pinned one, there is none, or it names code elsewhere.
     """
     if not settings.allow:
         return CheckedCode(options={"trust_remote_code": False}, record={"remote_code": False})
-    revision, folder = str(settings.revision), Path(checkpoint)
-    if folder.is_dir():
-        files = _check_folder(folder, revision)
-        return CheckedCode(
-            options={"trust_remote_code": True},
-            record={
-                "remote_code": True,
-                "folder": folder.resolve().name,
-                "revision": revision,
-                "files": files,
-            },
-        )
-    if not HUB_NAME.fullmatch(str(checkpoint)):
-        raise ModelError("no such model folder", where=checkpoint)
-    if not COMMIT.fullmatch(revision):
-        raise ConfigError(f"'{revision}' is no commit of 40 hexadecimal digits", where="remote_code.revision")
+    revision = str(settings.revision)
+    files = _check_folder(folder, revision)
     return CheckedCode(
-        # The code is pinned apart: by default transformers takes it from the main branch.
-        options={"trust_remote_code": True, "revision": revision, "code_revision": revision},
-        record={"remote_code": True, "hub": str(checkpoint), "revision": revision},
+        options={"trust_remote_code": True},
+        record={
+            "remote_code": True,
+            "folder": folder.resolve().name,
+            "revision": revision,
+            "files": files,
+        },
     )
 
 
@@ -106,8 +89,7 @@ def code_digest(files: dict[str, str]) -> str:
 def _check_folder(folder: Path, revision: str) -> dict[str, str]:
     if not DIGEST.fullmatch(revision):
         raise ConfigError(
-            f"'{revision}' is no SHA-256 of 64 hexadecimal digits, which a folder needs",
-            where="remote_code.revision",
+            f"'{revision}' is no SHA-256 of 64 hexadecimal digits", where="remote_code.revision"
         )
     files = code_files(folder)
     if not files:

@@ -110,20 +110,10 @@ def test_code_of_another_repository_is_refused(folder: Path, file: str) -> None:
         check_remote_code(folder, allowed(folder))
 
 
-def test_a_hub_name_needs_a_commit() -> None:
-    checked = check_remote_code("owner/name", RemoteCode(allow=True, revision=COMMIT))
-    assert checked.options == {"trust_remote_code": True, "revision": COMMIT, "code_revision": COMMIT}
-    assert checked.record == {"remote_code": True, "hub": "owner/name", "revision": COMMIT}
-    for moving in ("main", "v1.0", COMMIT[:12], COMMIT + "0"):
-        with pytest.raises(ConfigError, match="is no commit of 40"):
-            check_remote_code("owner/name", RemoteCode(allow=True, revision=moving))
-    with pytest.raises(ModelError, match="no such model folder"):
-        check_remote_code(Path("/nowhere/at/all"), RemoteCode(allow=True, revision=COMMIT))
-
-
-def test_a_folder_needs_a_digest(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="which a folder needs"):
-        check_remote_code(folder, RemoteCode(allow=True, revision=COMMIT))
+def test_a_branch_or_commit_pins_nothing(folder: Path) -> None:
+    for moving in ("main", COMMIT):
+        with pytest.raises(ConfigError, match="is no SHA-256"):
+            check_remote_code(folder, RemoteCode(allow=True, revision=moving))
 
 
 @pytest.mark.parametrize(
