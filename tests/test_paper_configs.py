@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from transformers import GotOcr2ImageProcessor, Qwen2VLImageProcessor
 
-from genrecal.core.config import load_config
+from genrecal.core.config import dump_config, load_config
+from genrecal.figures.naming import parts_of
+from genrecal.models.image_limits import limit_pixels
+from genrecal.train.pairing import require_limits
 from genrecal.train.settings import RunConfig
-from genrecal.train.stages import METHODS
+from genrecal.train.stages import METHODS, STAGES
 
 FOLDER = Path(__file__).parents[1] / "configs" / "paper"
 BASE = "base.yaml"
@@ -71,21 +76,36 @@ COUNTS = {
     "Figure 5": 10,
     "Figure 10": 4,
 }
+PAIR = "internvl2_5_8b_from_internvl2_5_78b.yaml"
 PAPER_BATCHES = {"recalibrate": 4, "distill": 2, "finetune": 4}
+# InternVL2.5 as published: tiles of an image beside the whole, and tokens of each.
+TILES, TOKENS_OF_A_TILE = 12, 256
+ROOM_FOR_TEXT = 1500
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != BASE)
 
 
 def run_of(config: RunConfig) -> Run:
-    excluded = [set(config.stage(name).exclude_domains or ()) for name in METHODS[config.method].stages]
-    excluded[-1].discard("general_vqa")  # which the last stage leaves out in every run
-    assert all(domains == excluded[0] for domains in excluded)
+    excluded = config.data.exclude_domains
+    assert len(excluded) <= 1
+    for name in METHODS[config.method].stages:
+        assert config.stage(name).exclude_domains == STAGES[name].exclude_domains
     return Run(
         student=config.student.name,
         teacher=config.teacher.name if config.teacher else None,
         method=config.method,
         answer_only=config.answer_only,
-        without=min(excluded[0], default=None),
+        without=min(excluded, default=None),
     )
+
+
+def tokens_of_the_largest_image(name: str, max_pixels: int | None) -> int:
+    """What a model as published makes of an image that reaches every limit."""
+    if name not in (*QWEN2_VL, QWEN2_VL_72B):
+        return (TILES + 1) * TOKENS_OF_A_TILE
+    processor = Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12845056)
+    if max_pixels is not None:
+        limit_pixels(processor, max_pixels)
+    return processor.get_number_of_image_patches(9000, 9000, {}) // processor.merge_size**2
 
 
 def test_the_tables_are_counted_as_in_the_paper() -> None:
@@ -124,6 +144,53 @@ def test_the_settings_are_the_papers(path: Path) -> None:
             assert stage.micro_batch == PAPER_BATCHES[name]
     last = config.stage(METHODS[config.method].stages[-1])
     assert "general_vqa" in (last.exclude_domains or ())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_papers_batches_on_a_papers_pair(method: str) -> None:
+    """4 / 2 / 4, of which shorter methods have the end: those of as many stages take equal updates."""
+    config = load_config(FOLDER / PAIR, RunConfig, [f"method={method}"])
+    stages = METHODS[method].stages
+    assert set(stages) <= set(config.stages), "the base leaves a stage to the defaults"
+    batches = tuple(PAPER_BATCHES.values())[-len(stages) :]
+    assert tuple(config.stage(name).micro_batch for name in stages) == batches
+    assert {config.stage(name).accumulation for name in stages} == {16}
+
+
+def test_the_base_names_every_stage() -> None:
+    assert set(yaml.safe_load((FOLDER / BASE).read_text(encoding="utf-8"))["stages"]) == set(STAGES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_two_of_the_largest_images_fit(path: Path) -> None:
+    config = load_config(path, RunConfig)
+    names = [config.student.name, *(source.path.name for source in config.sources)]
+    for name in names:
+        tokens = tokens_of_the_largest_image(name, config.data.max_pixels)
+        assert 2 * tokens + ROOM_FOR_TEXT <= config.data.max_tokens
+    # No limit that serves none of the run's models: it would be refused.
+    kinds = {True: Qwen2VLImageProcessor, False: GotOcr2ImageProcessor}
+    require_limits(
+        config.data, [SimpleNamespace(image_processor=kinds[name.startswith("Qwen2-VL")]()) for name in names]
+    )
+
+
+def test_without_the_limit_one_image_would_not_fit() -> None:
+    assert tokens_of_the_largest_image(QWEN2_VL_72B, None) == 16384
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (PAIR, "all data"),
+        ("internvl2_5_8b_from_internvl2_5_78b_without_knowledge.yaml", "without knowledge"),
+        ("internvl2_5_8b_from_internvl2_5_78b_without_science_math.yaml", "without science & math"),
+        ("internvl2_5_8b_from_internvl2_5_78b_without_chart_document.yaml", "without chart & document"),
+    ],
+)
+def test_figure_10_names_the_runs_by_what_they_leave_out(name: str, data: str) -> None:
+    saved = yaml.safe_load(dump_config(load_config(FOLDER / name, RunConfig)))
+    assert parts_of(saved)["data"] == data
 
 
 def test_the_base_is_no_run_of_its_own() -> None:
