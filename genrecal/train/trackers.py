@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from genrecal.core.files import read_json, write_json
 # MLflow's own limits.
 PARAMETER_CHARACTERS = 6000
 PARAMETERS_AT_ONCE = 100
+# What its names may not hold: the term `kl@1` of a second teacher is logged as `kl_1`. On Windows no colon.
+REFUSED = re.compile(r"[^/\w.\- ]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +143,8 @@ class MLflow:
             return
         now = int(time.time() * 1000)
         self._client.log_batch(
-            self._run, metrics=[self._metric(name, value, now, step) for name, value in values.items()]
+            self._run,
+            metrics=[self._metric(REFUSED.sub("_", name), value, now, step) for name, value in values.items()],
         )
 
     def close(self) -> None:
@@ -152,7 +156,10 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(target.project)
         number = experiment.experiment_id if experiment else self._client.create_experiment(target.project)
         run = str(self._client.create_run(number, run_name=target.name).info.run_id)
-        settings = [Param(key, text[:PARAMETER_CHARACTERS]) for key, text in _settings(target.config).items()]
+        settings = [
+            Param(REFUSED.sub("_", key), text[:PARAMETER_CHARACTERS])
+            for key, text in _settings(target.config).items()
+        ]
         for start in range(0, len(settings), PARAMETERS_AT_ONCE):
             self._client.log_batch(run, params=settings[start : start + PARAMETERS_AT_ONCE])
         return run

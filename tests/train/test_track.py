@@ -21,7 +21,13 @@ from genrecal.train import track
 from genrecal.train.track import Feed, Trackers, flatten, open_trackers, steps_before
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {"method": "genrecal", "lora": {"rank": 4}, "stages": {}, "seed": 0}
+CONFIG = {
+    "method": "genrecal",
+    "lora": {"rank": 4},
+    "stages": {},
+    "seed": 0,
+    "remote_code": {"models/InternVL (1)": {"revision": "a" * 40}},
+}
 
 
 def record(stage: str, step: int, kl: float) -> dict[str, Any]:
@@ -31,7 +37,8 @@ def record(stage: str, step: int, kl: float) -> dict[str, Any]:
         "steps": 4,
         "loss": kl + 1,
         "grad_norm": None,
-        "terms": {"kl": kl},
+        # A second teacher's terms bear its place.
+        "terms": {"kl": kl, "kl@1": kl + 2},
         "reading": {"kl_rise_later": float("nan")},
     }
 
@@ -47,7 +54,11 @@ def log(run: Path, name: str, steps: range, *, resume: bool, base: float = 0.0) 
 
 
 def test_names_are_paths_and_only_finite_numbers_are_logged() -> None:
-    assert flatten(record("distill", 3, 0.25)) == {"distill/loss": 1.25, "distill/terms/kl": 0.25}
+    assert flatten(record("distill", 3, 0.25)) == {
+        "distill/loss": 1.25,
+        "distill/terms/kl": 0.25,
+        "distill/terms/kl@1": 2.25,
+    }
     assert flatten({"loss": 2, "ok": True, "note": "x"}) == {"loss": 2.0}
 
 
@@ -69,7 +80,7 @@ def test_tensorboard_holds_each_figure_once_also_after_a_resume(tmp_path: Path) 
     log(run, "tensorboard", range(2, 6), resume=True)
     events = EventAccumulator(str(run / "trackers" / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"distill/loss", "distill/terms/kl"}
+    assert set(events.Tags()["scalars"]) == {"distill/loss", "distill/terms/kl", "distill/terms/kl@1"}
     kl = events.Scalars("distill/terms/kl")
     assert [(event.step, event.value) for event in kl] == [(step, step / 4) for step in range(6)]
 
@@ -107,10 +118,11 @@ def test_wandb_offline(tmp_path: Path) -> None:
     files = sorted((tmp_path / "run" / "trackers" / "wandb").rglob("run-*.wandb"))
     identity = json.loads((tmp_path / "run" / "trackers" / "wandb.json").read_text())["run"]
     assert [path.name for path in files] == [f"run-{identity}.wandb"] * 2
-    # Its records are protobuf messages that keep names and values as text.
+    # Its records are protobuf messages that keep names and values as text behind its length; without that
+    # byte a time such as 10.75 would be found, too.
     first, second = (path.read_bytes() for path in files)
-    assert b"distill/terms/kl" in first and b"0.25" in first and b"0.75" not in first
-    assert b"0.75" in second and b"lora" in first
+    assert b"distill/terms/kl" in first and b"\x040.25" in first and b"\x040.75" not in first
+    assert b"\x040.75" in second and b"lora" in first and b"distill/terms/kl@1" in first
 
 
 def test_mlflow_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +139,9 @@ def test_mlflow_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (found,) = client.search_runs([experiment.experiment_id])
     assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
     assert found.data.params["lora.rank"] == "4"
+    # MLflow refuses names with any of @, ( and ).
+    assert found.data.params["remote_code.models/InternVL _1_.revision"] == "a" * 40
+    assert set(found.data.metrics) == {"distill/loss", "distill/terms/kl", "distill/terms/kl_1"}
     history = client.get_metric_history(found.info.run_id, "distill/terms/kl")
     values = [(one.step, one.value) for one in history]
     assert values == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75), (4, 10.0), (5, 10.25)]
