@@ -1,9 +1,14 @@
-"""What runs are called: by that in which they differ. Runs that differ in their seed alone share a name."""
+"""What runs are called: by that in which they differ. Runs that differ in their seed alone share a name.
+
+A model or a file is called by its path's last name, and where others have that name too, by its folders, too.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +31,11 @@ ASIDE = (
 # Runs that differ in more settings are told apart by their folders.
 MOST_SETTINGS = 2
 NO_TEACHER = "no teacher"
+# What tells runs apart, beside the path, of a source and of one of several teachers; and its default.
+SOURCE_DEFAULTS = {"domain": None, "weight": 1.0, "turns": "last", "exclude_ids": None}
+TEACHER_DEFAULTS = {"weight": 1.0, "domains": None}
+# teacher | student | source -> its path, without the seed -> what it is called
+ShortNames = Mapping[str, Mapping[str, str]]
 DOMAIN_NAMES = {
     "general_vqa": "general VQA",
     "knowledge": "knowledge",
@@ -34,18 +44,45 @@ DOMAIN_NAMES = {
 }
 
 
-def parts_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """A run's method, teacher, student and data as texts."""
+def parts_of(config: Mapping[str, Any], short: ShortNames) -> dict[str, str]:
+    """A run's method, teacher, student and data as texts.
+
+    Args:
+        config: of the run.
+        short: what `short_names` gave for this run and those beside it.
+    """
     teachers = [config["teacher"]] if config.get("teacher") else config.get("teachers") or []
     paths = [one["path"] if isinstance(one, dict) else one for one in teachers]
     excluded = (config.get("data") or {}).get("exclude_domains") or ()
     names = [DOMAIN_NAMES.get(domain, domain) for domain in excluded]
     return {
         "method": str(config["method"]) + (" (answers only)" if config.get("answer_only") else ""),
-        "teacher": " + ".join(Path(path).name for path in paths) or NO_TEACHER,
-        "student": Path(config["student"]).name,
+        "teacher": " + ".join(short["teacher"][seedless(path, config)] for path in paths) or NO_TEACHER,
+        "student": short["student"][seedless(config["student"], config)],
         "data": "without " + " and ".join(names) if names else "all data",
     }
+
+
+def short_names(configs: Iterable[Mapping[str, Any]]) -> ShortNames:
+    """What the runs' teachers, students and sources are called, each kind apart from the others."""
+    paths: dict[str, list[str]] = {"teacher": [], "student": [], "source": []}
+    for config in configs:
+        found = {
+            "teacher": [config.get("teacher"), *(config.get("teachers") or ())],
+            "student": [config["student"]],
+            "source": (config.get("data") or {}).get("sources") or [],
+        }
+        for kind, named in found.items():
+            given = [one["path"] if isinstance(one, Mapping) else one for one in named if one]
+            paths[kind] += [seedless(path, config) for path in given]
+    return {kind: _shortest(of_kind) for kind, of_kind in paths.items()}
+
+
+def seedless(path: str, config: Mapping[str, Any]) -> str:
+    """The whole path with a star for the run's own seed: what lies in seed-0/ for seed 0 and in seed-1/ for
+    seed 1 was made for that seed, as `genrecal demo` makes it, and does not tell runs apart.
+    """
+    return re.sub(rf"(seed[-_]?){config.get('seed', 0)}(?!\d)", r"\1*", os.path.abspath(path))
 
 
 def name_of(parts: Mapping[str, str], chosen: Sequence[str]) -> str:
@@ -59,7 +96,8 @@ def tell_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
     # A method without a teacher does not make the teacher of the others worth naming.
     varying = [part for part in parts if len({run.parts[part] for run in runs} - {NO_TEACHER}) > 1]
     runs = [replace(run, varying=tuple(varying)) for run in runs]
-    settings = [_leaves(run.config) for run in runs]
+    short = short_names([run.config for run in runs])
+    settings = [_leaves(run.config) | _of_lists(run.config, short) for run in runs]
     # Runs of one name that differ in a setting: the setting joins the name.
     keys = {
         key
@@ -83,8 +121,14 @@ def tell_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
     for run in runs:
         seen[run.name(), run.seed] = seen.get((run.name(), run.seed), 0) + 1
     if len(keys) > MOST_SETTINGS or any(count > 1 for count in seen.values()):
+        folders = {run.folder: os.path.abspath(run.folder) for run in runs}
+        called = _shortest(folders.values())
         runs = [
-            replace(run, parts={**run.parts, "folder": run.folder.name}, varying=(*run.varying, "folder"))
+            replace(
+                run,
+                parts={**run.parts, "folder": called[folders[run.folder]]},
+                varying=(*run.varying, "folder"),
+            )
             for run in runs
         ]
     return tuple(runs)
@@ -134,3 +178,44 @@ def _leaves(node: Mapping[str, Any], path: str = "") -> dict[str, str]:
         else:
             found[place] = json.dumps(value, default=str).strip('"')
     return found
+
+
+def _of_lists(config: Mapping[str, Any], short: ShortNames) -> dict[str, str]:
+    """What the config says about its sources and, where it has several, its teachers."""
+    lists = {
+        "data.sources": ((config.get("data") or {}).get("sources"), "source", SOURCE_DEFAULTS),
+        "teachers": (config.get("teachers"), "teacher", TEACHER_DEFAULTS),
+    }
+    found = {}
+    for place, (entries, kind, defaults) in lists.items():
+        texts = []
+        for one in entries or ():
+            name, options = short[kind][seedless(one["path"], config)], _options(one, defaults)
+            texts.append(f"{name} ({', '.join(options)})" if options else name)
+        if texts:
+            found[place] = " + ".join(texts)
+    return found
+
+
+def _options(entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """`weight 2.0`: what is not the default; of a file of ids its name."""
+    given = {key: entry.get(key, default) for key, default in defaults.items()}
+    return [
+        f"{key} {Path(value).name if key == 'exclude_ids' else value}"
+        for key, value in given.items()
+        if value != defaults[key]
+    ]
+
+
+def _shortest(paths: Iterable[str]) -> dict[str, str]:
+    """Absolute path -> its last name, with as many of its folders as tell it from the other paths."""
+    parts = {path: Path(path).parts for path in paths}
+    names = {}
+    for path, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        length = next(
+            (count for count in range(1, len(own)) if all(one[-count:] != own[-count:] for one in others)),
+            len(own),
+        )
+        names[path] = "/".join(own[-length:])
+    return names

@@ -10,23 +10,25 @@ Runs that differ in their seed alone share a name, and are drawn as one with its
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
 from bench.report import Report, read_report
 from genrecal.core.errors import ConfigError, GenrecalError
 from genrecal.core.files import read_json
-from genrecal.figures.naming import name_of, parts_of, tell_apart
+from genrecal.figures.naming import name_of, parts_of, short_names, tell_apart
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 POINTS = "points.json"
 FEATURES = "features.safetensors"
 BENCH = "bench.json"
+
+Value = TypeVar("Value")
 
 
 class Missing(GenrecalError):
@@ -64,27 +66,67 @@ def open_runs(folders: Sequence[Path], baselines: Sequence[Path] = ()) -> tuple[
 
     Args:
         folders: run folders, finished or not.
-        baselines: bench folders of students as they were; a run takes the one of its student's name.
+        baselines: bench folders of students as they were; a run takes the one of its student's path, or of
+            its name where the student was benched elsewhere.
 
     Raises:
-        ConfigError: a folder holds no run.
+        ConfigError: a folder holds no run, or baselines do not say which student they are of.
         BenchError: a bench report cannot be read.
     """
     configs = {folder: _config(folder) for folder in dict.fromkeys(folders)}
-    reports = [(path, read_report(path)) for path in baselines]
+    short = short_names(configs.values())
+    before = _befores([Path(one["student"]) for one in configs.values()], baselines)
     runs = [
         Run(
             folder=folder,
             config=config,
-            parts=parts_of(config),
+            parts=parts_of(config, short),
             varying=(),
             several_seeds=len({one.get("seed", 0) for one in configs.values()}) > 1,
-            before=_before(config, reports, alone=len({one["student"] for one in configs.values()}) == 1),
+            before=before[Path(config["student"])],
             after=_report(folder / "student-bench"),
         )
         for folder, config in configs.items()
     ]
     return tell_apart(runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfRuns(Generic[Value]):
+    """What a figure read from each run that has it."""
+
+    values: dict[Path, Value]  # by run folder
+    runs: tuple[Run, ...]
+    left_out: str  # a sentence for the caption about runs that lack it; empty: there are none
+
+
+def read_each(runs: Sequence[Run], read: Callable[[Run], Value | None]) -> OfRuns[Value]:
+    """Read every run, so that one that is not finished does not keep the others from being shown.
+
+    Args:
+        runs: what `open_runs` gave.
+        read: raises Missing where a run's data is not there; None: the run's method has nothing of the kind.
+
+    Raises:
+        Missing: no run has the data, and this is the first one's reason.
+    """
+    values: dict[Path, Value] = {}
+    lacking: list[Missing] = []
+    for run in runs:
+        try:
+            value = read(run)
+        except Missing as error:
+            lacking.append(error)
+            continue
+        if value is not None:
+            values[run.folder] = value
+    if lacking and not values:
+        raise lacking[0]
+    return OfRuns(
+        values=values,
+        runs=tuple(run for run in runs if run.folder in values),
+        left_out=f" Left out: {'; '.join(error.what for error in lacking)}." if lacking else "",
+    )
 
 
 def metrics(run: Run) -> list[dict[str, Any]]:
@@ -136,14 +178,42 @@ def _config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _before(config: Mapping[str, Any], given: list[tuple[Path, Report]], *, alone: bool) -> Report | None:
-    student = Path(config["student"])
-    named = [report for _, report in given if Path(str(report.spec.get("path", ""))).name == student.name]
-    if named:
-        return named[0]
-    if given and alone and len(given) == 1:
-        return given[0][1]
-    return _report(student.parent / f"{student.name}-bench")
+def _befores(students: Sequence[Path], baselines: Sequence[Path]) -> dict[Path, Report | None]:
+    """Student -> its bench: the given one of its path, else of its name, else the one beside it."""
+    given = {folder: read_report(folder) for folder in dict.fromkeys(baselines)}
+    benched = {folder: _subject(report) for folder, report in given.items()}
+    real = {student: student.resolve() for student in dict.fromkeys(students)}
+    # A bench of one of the students by its path is not another's by its name.
+    elsewhere = {folder: path for folder, path in benched.items() if path not in real.values()}
+    found: dict[Path, Report | None] = {}
+    for student, path in real.items():
+        mine = [folder for folder, subject in benched.items() if subject == path]
+        namesakes = {one for one in real.values() if one.name == path.name}
+        if not mine:
+            mine = [folder for folder, subject in elsewhere.items() if subject and subject.name == path.name]
+            if mine and len(namesakes) > 1:
+                raise ConfigError(
+                    f"is of a student '{path.name}' elsewhere, and the runs have several of that name",
+                    where=mine[0],
+                    fix=f"Bench {' and '.join(map(str, sorted(namesakes)))}",
+                )
+        if len(mine) > 1:
+            raise ConfigError(
+                f"and {mine[1]} are both of a student '{path.name}'",
+                where=mine[0],
+                fix=f"Give --baseline for {student} once",
+            )
+        if not mine and len(set(real.values())) == len(given) == 1:
+            mine = list(given)  # one student under whatever name
+        beside = student.parent / f"{student.name}-bench"
+        found[student] = given[mine[0]] if mine else _report(beside)
+    return found
+
+
+def _subject(report: Report) -> Path | None:
+    """The folder that was benched; None: an endpoint."""
+    path = report.spec.get("path")
+    return None if path is None else Path(str(path)).resolve()
 
 
 def _report(folder: Path) -> Report | None:

@@ -69,6 +69,73 @@ def test_runs_that_differ_in_their_seed_share_a_name(tmp_path: Path) -> None:
     assert side_by_side(runs[:3])[1] is None
 
 
+def test_other_models_of_one_name_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    """Every student that genrecal leaves is a folder called `student`."""
+    folders = [
+        plain(tmp_path / f"run-{run}", student=tmp_path / run / "student", seed=seed)
+        for seed, run in enumerate("ab")
+    ]
+    assert [run.name() for run in open_runs(folders)] == ["a/student", "b/student"]
+    teachers = [
+        plain(tmp_path / f"of-{run}", teacher=f"{run}/student", student=tmp_path / "s", seed=seed)
+        for seed, run in enumerate("ab")
+    ]
+    assert [run.name() for run in open_runs(teachers)] == ["a/student", "b/student"]
+
+
+def test_a_model_made_for_each_seed_is_one(tmp_path: Path) -> None:
+    """As `genrecal demo` lays them out."""
+    folders = [
+        plain(
+            tmp_path / f"seed-{seed}" / "run",
+            student=tmp_path / f"seed-{seed}" / "student",
+            seed=seed,
+            settings={"data": {"sources": [{"path": str(tmp_path / f"seed-{seed}" / "data.json")}]}},
+        )
+        for seed in (0, 10)
+    ]
+    assert [run.title for run in open_runs(folders)] == ["genrecal, seed 0", "genrecal, seed 10"]
+    # Seed 1 trained on what was made for seed 10.
+    other = plain(tmp_path / "run", student=tmp_path / "seed-10" / "student", seed=1)
+    names = [run.parts["student"] for run in open_runs([folders[0], other])]
+    assert names == ["seed-*/student", "seed-10/student"]
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"path": "much/data.json"}, ["little/data.json", "much/data.json"]),
+        ({"path": "much.json"}, ["data.json", "much.json"]),
+        ({"path": "little/data.json", "weight": 2.0}, ["data.json", "data.json (weight 2.0)"]),
+        ({"path": "little/data.json", "turns": "each"}, ["data.json", "data.json (turns each)"]),
+        ({"path": "little/data.json", "domain": "knowledge"}, ["data.json", "data.json (domain knowledge)"]),
+        (
+            {"path": "little/data.json", "exclude_ids": "x/bad.json"},
+            ["data.json", "data.json (exclude_ids bad.json)"],
+        ),
+    ],
+)
+def test_other_data_is_no_seed(tmp_path: Path, other: dict[str, object], expected: list[str]) -> None:
+    sources = [{"path": "little/data.json", "weight": 1.0}, other]
+    runs = open_runs(
+        [
+            plain(tmp_path / f"run-{seed}", seed=seed, settings={"data": {"sources": [source]}})
+            for seed, source in enumerate(sources)
+        ]
+    )
+    assert [run.name() for run in runs] == [f"data.sources={text}" for text in expected]
+
+
+def test_teachers_of_other_weights_are_no_seeds(tmp_path: Path) -> None:
+    def several(weight: float) -> dict[str, object]:
+        return {"teacher": None, "teachers": [{"path": "m/A"}, {"path": "m/B", "weight": weight}]}
+
+    runs = open_runs(
+        [plain(tmp_path / str(seed), seed=seed, settings=several(1.0 + seed)) for seed in range(2)]
+    )
+    assert [run.name() for run in runs] == ["teachers=A + B", "teachers=A + B (weight 2.0)"]
+
+
 def test_another_setting_joins_the_name_and_machines_do_not(tmp_path: Path) -> None:
     def settings(answer_input: str, ranks: int) -> dict[str, object]:
         return {"recalibrator": {"answer_input": answer_input}, "engine": {"ranks": ranks}}
@@ -89,6 +156,14 @@ def test_runs_that_differ_in_much_are_told_apart_by_their_folders(tmp_path: Path
     settings = [{"lora": {"rank": rank, "alpha": rank}, "relabel": {}, "x": rank} for rank in (4, 8)]
     runs = open_runs([plain(tmp_path / name, settings=one) for name, one in zip("ab", settings, strict=True)])
     assert [run.name() for run in runs] == ["a", "b"]
+    # Folders of one name, and of two seeds.
+    runs = open_runs(
+        [
+            plain(tmp_path / name / "run", student=tmp_path / "s", seed=seed, settings=one)
+            for seed, (name, one) in enumerate(zip("cd", settings, strict=True))
+        ]
+    )
+    assert [run.name() for run in runs] == ["c/run", "d/run"]
 
 
 def test_the_same_run_twice_is_told_apart_by_its_folder(tmp_path: Path) -> None:
@@ -124,6 +199,33 @@ def test_each_student_gets_its_own_baseline(tmp_path: Path) -> None:
         None,
         None,
     ]
+
+
+def test_baselines_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    students = [tmp_path / name / "student" for name in "ab"]
+    folders = [plain(tmp_path / f"run-{place}", student=student) for place, student in enumerate(students)]
+    benches = [
+        write_bench(tmp_path / f"bench-{score}", {"mmb": score}, subject=str(student))
+        for score, student in zip((0.3, 0.2), students, strict=True)
+    ]
+    for given in (benches, benches[::-1]):
+        runs = open_runs(folders, given)
+        assert [run.before and run.before.results["mmb"].score.score for run in runs] == [0.3, 0.2]
+    # The one's bench is not the other's, whose name is the same.
+    assert [run.before is None for run in open_runs(folders, benches[:1])] == [False, True]
+
+
+def test_baselines_that_may_be_of_several_students_are_refused(tmp_path: Path) -> None:
+    students = [tmp_path / name / "student" for name in "ab"]
+    folders = [plain(tmp_path / f"run-{place}", student=student) for place, student in enumerate(students)]
+    benches = [
+        write_bench(tmp_path / f"bench-{place}", SCORES, subject=f"elsewhere-{place}/student")
+        for place in range(2)
+    ]
+    with pytest.raises(ConfigError, match=r"bench-0: and \S*bench-1 are both of a student 'student'"):
+        open_runs(folders[:1], benches)
+    with pytest.raises(ConfigError, match=r"the runs have several of that name\. Bench \S*/a/student and"):
+        open_runs(folders, benches[:1])
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
