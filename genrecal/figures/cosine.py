@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from genrecal.figures.canvas import HEAT, entitle, ink_on, panels
 from genrecal.figures.features import HOW, Array, cosines, start_and_end
 from genrecal.figures.naming import side_by_side
-from genrecal.figures.runs import Missing, Run
+from genrecal.figures.runs import Missing, Run, read_each
 
 NAMES = ("r_q_student", "r_q_teacher")
 WRITTEN = 12  # up to so many pairs the cells hold their numbers
@@ -35,15 +35,17 @@ class Matrix:
 class Matrices:
     matrices: tuple[Matrix, ...]
     columns: int | None  # of runs that belong side by side
+    left_out: str
 
 
 def read(runs: Sequence[Run]) -> Matrices:
-    found = [(run, one) for run in runs if (one := _matrix(run)) is not None]
-    if not found:
+    found = read_each(runs, _matrix)
+    if not found.runs:
         raise Missing("no run left features", fix=HOW)
-    ordered, columns = side_by_side([run for run, _ in found])
-    by_folder = {run.folder: one for run, one in found}
-    return Matrices(matrices=tuple(by_folder[run.folder] for run in ordered), columns=columns)
+    ordered, columns = side_by_side(found.runs)
+    return Matrices(
+        matrices=tuple(found.values[run.folder] for run in ordered), columns=columns, left_out=found.left_out
+    )
 
 
 def draw(data: Matrices) -> Figure:
@@ -90,6 +92,7 @@ def caption(data: Matrices) -> str:
         + "; ".join(parts)
         + ". Centred: with the mean over the pairs taken off, as what all share brings any cosine near 1."
         + (f" {left} more runs are in the CSV." if left > 0 else "")
+        + data.left_out
     )
 
 

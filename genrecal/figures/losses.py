@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import PALETTE, entitle, legend_below, log_axis, panels
 from genrecal.figures.naming import side_by_side
-from genrecal.figures.runs import Missing, Run, metrics
+from genrecal.figures.runs import Missing, Run, metrics, read_each
 from genrecal.figures.smooth import WINDOW, rolling_mean
 
 # term of metrics.jsonl -> the paper's name, colour, line
@@ -38,15 +38,17 @@ class Panel:
 class Losses:
     panels: tuple[Panel, ...]
     columns: int | None  # of runs that belong side by side
+    left_out: str
 
 
 def read(runs: Sequence[Run]) -> Losses:
-    found = [(run, panel) for run in runs if (panel := _panel(run)) is not None]
-    if not found:
+    found = read_each(runs, _panel)
+    if not found.runs:
         raise Missing("no run has a step with the term 'ar'", fix="Name runs of a method with a Recalibrator")
-    ordered, columns = side_by_side([run for run, _ in found])
-    by_folder = {run.folder: one for run, one in found}
-    return Losses(panels=tuple(by_folder[run.folder] for run in ordered), columns=columns)
+    ordered, columns = side_by_side(found.runs)
+    return Losses(
+        panels=tuple(found.values[run.folder] for run in ordered), columns=columns, left_out=found.left_out
+    )
 
 
 def draw(data: Losses) -> Figure:
@@ -80,7 +82,7 @@ def caption(data: Losses) -> str:
     without = [panel.run for panel in data.panels if "reg_ar" not in panel.curves]
     if without:
         text += f" Without regularisation, and so without Recalib(q_l, a_l): {', '.join(without)}."
-    return text
+    return text + data.left_out
 
 
 def table(data: Losses) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
 
 from genrecal.figures.canvas import INK, MARKERS, color_of, dash_of, entitle, legend_below, panels
-from genrecal.figures.runs import Missing, Run, read_points, title_of
+from genrecal.figures.runs import Missing, Run, read_each, read_points, title_of
 from genrecal.figures.scores import questions
 
 # Sets that a run was scored on only on the way have their own names.
@@ -33,27 +33,24 @@ class Trend:
 class Progress:
     trends: tuple[Trend, ...]
     stages: tuple[str, ...]
+    left_out: str
 
 
 def read(runs: Sequence[Run]) -> Progress:
-    found: list[tuple[Run, list[dict[str, Any]]]] = []
-    missing: Missing | None = None
-    for run in runs:
-        try:
-            found.append((run, read_points(run)))
-        except Missing as error:
-            missing = missing or error
-    found = [(run, records) for run, records in found if records]
+    points = read_each(runs, lambda run: read_points(run) or None)
+    found = [(run, points.values[run.folder]) for run in points.runs]
     # Methods of fewer stages are set to end with the others: the stage that they end with is the same.
     most = max((_last(records) for _, records in found), default=0)
     trends = [trend for run, records in found for trend in _trends(run, records, most - _last(records))]
     if not trends:
-        raise missing or Missing("no point of any run has a score", fix="Let the run finish")
+        raise Missing("no point of any run has a score", fix="Let the run finish")
     stages: list[dict[str, None]] = [{} for _ in range(most)]  # as sets that keep their order
     for _, records in found:
         for record in records:
             stages[record["number"] + most - _last(records) - 1][record["stage"]] = None
-    return Progress(trends=tuple(trends), stages=tuple(" or ".join(names) for names in stages))
+    return Progress(
+        trends=tuple(trends), stages=tuple(" or ".join(names) for names in stages), left_out=points.left_out
+    )
 
 
 def draw(data: Progress) -> Figure:
@@ -97,7 +94,9 @@ def caption(data: Progress) -> str:
         text += " A stage that does not train the student shows the student as it was."
     if seeds > 1:
         text += f" Bold: mean over {seeds} seeds; faint: each seed."
-    return f"{text} {questions(counts)}; one question is {100 / min(counts.values()):.2g} points."
+    return (
+        f"{text} {questions(counts)}; one question is {100 / min(counts.values()):.2g} points.{data.left_out}"
+    )
 
 
 def table(data: Progress) -> list[dict[str, Any]]:

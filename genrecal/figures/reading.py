@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from genrecal.figures.canvas import INK, PALETTE, entitle, legend_below, log_axis, panels
 from genrecal.figures.naming import first_seeds
-from genrecal.figures.runs import Missing, Run, metrics
+from genrecal.figures.runs import Missing, Run, metrics, read_each
 
 # key of `reading` -> label, colour, line
 RISES = {
@@ -38,13 +38,19 @@ class Series:
 class Reading:
     series: tuple[Series, ...]
     several_seeds: bool  # whether runs of other seeds were left out
+    left_out: str
 
 
 def read(runs: Sequence[Run]) -> Reading:
-    found = [series for run in first_seeds(runs) if (series := _series(run)) is not None]
-    if not found:
+    found = read_each(runs, _series)
+    if not found.runs:
         raise Missing("no run was probed while it distilled", fix="Name runs of a method with a Recalibrator")
-    return Reading(series=tuple(found), several_seeds=len(first_seeds(runs)) < len(runs))
+    first = first_seeds(found.runs)
+    return Reading(
+        series=tuple(found.values[run.folder] for run in first),
+        several_seeds=len(first) < len(found.runs),
+        left_out=found.left_out,
+    )
 
 
 def draw(data: Reading) -> Figure:
@@ -87,6 +93,7 @@ def caption(data: Reading) -> str:
         " first's, they teach the student little by this path."
         f" n = {_range(counts)} probed steps a curve; vertical lines: stages."
         + (" Of several seeds the first is shown." if data.several_seeds else "")
+        + data.left_out
     )
 
 

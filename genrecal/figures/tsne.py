@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from genrecal.figures.canvas import PALETTE, entitle, legend_below, panels
 from genrecal.figures.features import HOW, Array, Moment, cosines, start_and_end, unit_rows
 from genrecal.figures.naming import first_seeds
-from genrecal.figures.runs import Missing, Run
+from genrecal.figures.runs import Missing, Run, read_each
 
 # tensor -> label, colour, marker: the models by colour, before and after by filling
 KINDS = {
@@ -46,22 +46,22 @@ class Maps:
     pairs: int
     seed: int  # of t-SNE
     several_seeds: bool  # whether runs of other seeds were left out
+    left_out: str
 
 
 def read(runs: Sequence[Run], *, seed: int = 0) -> Maps:
-    maps: list[Map] = []
-    pairs = 0
-    for run in first_seeds(runs):
-        found = start_and_end(run, tuple(KINDS))
-        if found is None or len(maps) == 2 * MOST_RUNS:
-            continue
-        pairs = len(found[0].tensors["z_q_student"])
-        if pairs < FEWEST:
-            raise Missing(f"{run.folder} has features of {pairs} pairs", fix="Raise engine.feature_samples")
-        maps += [_map(run, moment, seed) for moment in found]
-    if not maps:
+    found = read_each(runs, _moments)
+    if not found.runs:
         raise Missing("no run left features", fix=HOW)
-    return Maps(maps=tuple(maps), pairs=pairs, seed=seed, several_seeds=len(first_seeds(runs)) < len(runs))
+    first = first_seeds(found.runs)
+    shown = first[:MOST_RUNS]
+    return Maps(
+        maps=tuple(_map(run, moment, seed) for run in shown for moment in found.values[run.folder]),
+        pairs=_pairs(found.values[shown[-1].folder]),
+        seed=seed,
+        several_seeds=len(first) < len(found.runs),
+        left_out=found.left_out,
+    )
 
 
 def draw(data: Maps) -> Figure:
@@ -100,6 +100,7 @@ def caption(data: Maps) -> str:
         " mean little in t-SNE; the mean cosine of a pair's student and teacher features, which it does not"
         " distort, stands under each panel."
         + (" Of several seeds the first is shown." if data.several_seeds else "")
+        + data.left_out
     )
 
 
@@ -119,6 +120,19 @@ def table(data: Maps) -> list[dict[str, Any]]:
         for kind, points in one.points.items()
         for pair, (x, y) in enumerate(points)
     ]
+
+
+def _moments(run: Run) -> tuple[Moment, Moment] | None:
+    found = start_and_end(run, tuple(KINDS))
+    if found is not None and _pairs(found) < FEWEST:
+        raise Missing(
+            f"{run.folder} has features of {_pairs(found)} pairs", fix="Raise engine.feature_samples"
+        )
+    return found
+
+
+def _pairs(moments: tuple[Moment, Moment]) -> int:
+    return len(moments[0].tensors["z_q_student"])
 
 
 def _map(run: Run, moment: Moment, seed: int) -> Map:

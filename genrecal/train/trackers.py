@@ -144,7 +144,9 @@ class MLflow:
         now = int(time.time() * 1000)
         self._client.log_batch(
             self._run,
-            metrics=[self._metric(REFUSED.sub("_", name), value, now, step) for name, value in values.items()],
+            metrics=[
+                self._metric(REFUSED.sub("_", name), value, now, step) for name, value in values.items()
+            ],
         )
 
     def close(self) -> None:

@@ -114,6 +114,23 @@ def test_without_points_it_says_how_to_get_them(tmp_path: Path) -> None:
         progress.read(open_runs([plain(tmp_path / "run", points=False)]))
 
 
+def test_a_run_that_is_not_finished_keeps_no_other_from_being_shown(tmp_path: Path) -> None:
+    begun = plain(tmp_path / "begun", metrics=False, points=False)
+    done = plain(tmp_path / "done", seed=1)
+    runs = open_runs([begun, done])
+    for figure, file in ((losses, "metrics.jsonl"), (reading, "metrics.jsonl"), (progress, "points.json")):
+        data = figure.read(runs)
+        assert f" Left out: {begun} has no {file}." in figure.caption(data)
+        assert "Left out" not in figure.caption(figure.read(runs[1:]))
+        with style("test"):
+            figure.draw(data)
+    # Of its seeds the first one that can be shown.
+    assert [series.run for series in reading.read(runs).series] == ["genrecal, seed 1"]
+    for figure in (losses, reading, progress):
+        with pytest.raises(Missing, match=f"{begun} has no "):
+            figure.read(runs[:1])
+
+
 def test_the_reading(tmp_path: Path) -> None:
     run = plain(tmp_path / "run")
     data = reading.read(open_runs([run]))

@@ -112,6 +112,11 @@ def test_missing_and_damaged_features(tmp_path: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if "r_q" not in name}, path)
     with pytest.raises(Missing, match=r"has no after\.r_q_student"):
         cosine.read(open_runs([run]))
+    # It keeps no other run from being shown.
+    other = plain(tmp_path / "other", seed=1)
+    matrices = cosine.read(open_runs([run, other]))
+    assert [one.run for one in matrices.matrices] == ["genrecal, seed 1"]
+    assert f" Left out: {path} has no after.r_q_student." in cosine.caption(matrices)
     save_file({name: tensor[:2] for name, tensor in tensors.items()}, path)
     save_file(
         {name: tensor[:2] for name, tensor in tensors.items()},
@@ -119,6 +124,9 @@ def test_missing_and_damaged_features(tmp_path: Path) -> None:
     )
     with pytest.raises(Missing, match=r"features of 2 pairs"):
         tsne.read(open_runs([run]))
+    data = tsne.read(open_runs([run, other]))
+    assert [one.run for one in data.maps] == ["genrecal, seed 1"] * 2
+    assert f" Left out: {run} has features of 2 pairs." in tsne.caption(data)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(GenrecalError, match="cannot be read"):
         cosine.read(open_runs([run]))
