@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.answers import TOKENS, Examination
-from benchmarks.pairs import distill_set, model_folder
+from benchmarks.made import check_made, write_made
+from benchmarks.pairs import data_part, distill_set, model_folder, model_part
 from benchmarks.settings import Plan, Steps
 from genrecal.core.config import dump_config
 from genrecal.core.errors import ConfigError
@@ -129,8 +130,8 @@ def run_config(plan: Plan, cell: Cell, output: Path) -> RunConfig:
         }
     content = {
         "method": variant.method,
-        "student": model_folder(output, setting.student),
-        "teacher": model_folder(output, setting.teacher)
+        "student": model_folder(plan, output, setting.student),
+        "teacher": model_folder(plan, output, setting.teacher)
         if needs_teacher(variant.method, variant.run)
         else None,
         "output": output / "runs" / cell.setting / f"{cell.variant}-{cell.seed}",
@@ -205,7 +206,7 @@ def run_cell(
     trained: dict[str, Any] = {"stages": {}, "student_updates": 0}
     between: dict[str, Path] = {}
     if variant.method is None:
-        student = model_folder(output, setting.student)
+        student = model_folder(plan, output, setting.student)
     else:
         config = run_config(plan, cell, output)
         trained = _train(plan, cell, config, output, shared)
@@ -244,7 +245,12 @@ def _train(
     setting = plan.settings[cell.setting]
     labels = output / "labels" / f"{setting.teacher}-{setting.data}-{cell.seed}"
     relabels = config.learned_labels == "teacher"
-    if relabels and labels.is_dir():
+    part = {
+        "teacher": model_part(plan, setting.teacher),
+        **data_part(plan, setting.data),
+        "relabel": config.relabel.model_dump(mode="json"),
+    }
+    if relabels and check_made(labels, part):
         # A run goes on behind labels that are there: each teacher answers each set once.
         config.output.mkdir(parents=True)
         (config.output / CONFIG).write_text(dump_config(config), encoding="utf-8")
@@ -260,6 +266,7 @@ def _train(
             generating_s = whole_s - sum(stage["seconds"] for stage in facts["stages"].values())
             labels.parent.mkdir(parents=True, exist_ok=True)
             with atomic_folder(labels) as temporary:
+                write_made(temporary, part)
                 shutil.copytree(config.output / LABELS, temporary / LABELS)
                 write_json(temporary / "made.json", {"seconds": generating_s})
         facts["labels"] = _labels_right(config) | read_json(labels / "made.json")
@@ -316,11 +323,15 @@ def _labels_right(config: RunConfig) -> dict[str, float]:
 
 
 def source_sha256() -> str:
-    """Of the code that trains and scores, to tell results of two versions apart."""
-    files = sorted(
-        path
-        for package in ("genrecal/core", "genrecal/data", "genrecal/models", "genrecal/train", "bench")
-        for path in (ROOT / package).rglob("*.py")
+    """Of the code that draws the data, trains and scores, to tell results of two versions apart."""
+    packages = (
+        "genrecal/core",
+        "genrecal/data",
+        "genrecal/demo",
+        "genrecal/models",
+        "genrecal/train",
+        "bench",
     )
+    files = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
     listed = "".join(f"{path.relative_to(ROOT)} {sha256_bytes(path.read_bytes())}\n" for path in files)
     return sha256_bytes(listed.encode())

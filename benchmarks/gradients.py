@@ -88,7 +88,7 @@ def _measure(plan: Plan, cell: Cell, output: Path) -> dict[str, Any]:
     models = build_stage(
         config,
         stage,
-        student_folder=model_folder(output, plan.settings[cell.setting].student),
+        student_folder=model_folder(plan, output, plan.settings[cell.setting].student),
         recalibrator_folder=folder / "stages" / f"1-{first}",
         engine_settings=engine_config(config.engine, config.optimizer, config.stage("distill")),
         comparison=comparison_settings(config, stage, reader.student, reader.teachers),

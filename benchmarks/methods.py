@@ -71,7 +71,7 @@ def run(
         name
         for one in todo
         for name in (chosen.settings[one.setting].teacher, chosen.settings[one.setting].student)
-        if not model_folder(output, name).is_dir()
+        if not model_folder(chosen, output, name).is_dir()
     }
     console.print(f"{len(todo)} of {len(wanted)} cells to run, {workers} workers")
     started, done, failed = time.monotonic(), 0, 0

@@ -4,6 +4,7 @@
     OUTPUT/models/NAME/                   made once; a seed changes none of them. Those that the results were
                                           measured with lie in benchmarks/models/ and are taken from there
     OUTPUT/data/NAME-SEED/                a distillation set of every seed
+    .../made-with.json                    in each of these: another plan does not take them for its own
 
 As in practice there is one teacher and one student, and runs differ in data, order and new weights.
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from bench.images import set_images
 from benchmarks.answers import Examination
+from benchmarks.made import begin, check_made, write_made
 from benchmarks.settings import Plan
 from genrecal.core.console import console
-from genrecal.core.files import read_json, write_json
+from genrecal.core.files import atomic_folder, read_json, write_json
 from genrecal.core.types import Sample
 from genrecal.data.check import check_overlap
 from genrecal.data.llava import read_llava
@@ -35,12 +38,32 @@ HELD_OUT_SEED = 7
 HELD_OUT = "held-out"
 
 
+def test_part(plan: Plan) -> dict[str, Any]:
+    """What of the plan decides the test sets."""
+    return {"questions": plan.questions, "held_out_images": plan.held_out_images}
+
+
+def data_part(plan: Plan, name: str) -> dict[str, Any]:
+    """What of the plan decides a distillation set, and that it has no image of the test sets."""
+    return {"data": plan.data[name].model_dump(mode="json"), **test_part(plan)}
+
+
+def model_part(plan: Plan, name: str) -> dict[str, Any]:
+    """What of the plan decides a model."""
+    return {
+        "model": plan.models[name].model_dump(mode="json"),
+        "pretrain_images": plan.pretrain_images,
+        "betas": list(plan.betas),
+    }
+
+
 def draw_test_sets(plan: Plan, output: Path) -> None:
     """Draw the three test sets and the held-out samples where they are not there yet, whole or not at all."""
     folder = output / "test"
-    if not folder.is_dir():
+    if not check_made(folder, test_part(plan)):
         building = folder.with_name(".test-building")
         shutil.rmtree(building, ignore_errors=True)
+        write_made(building, test_part(plan))
         write_test_sets(building, seed=FIXED_SEED, questions=plan.questions)
         write_training_set(building / HELD_OUT, seed=HELD_OUT_SEED, images=plan.held_out_images, split="test")
         building.rename(folder)
@@ -58,6 +81,7 @@ def test_sets(output: Path) -> TestSets:
 
 def pretrain_set(plan: Plan, output: Path) -> Path:
     path = output / "pretrain" / "conversations.json"
+    begin(path.parent, {"pretrain_images": plan.pretrain_images})
     if not path.is_file():
         write_training_set(
             output / "pretrain", seed=FIXED_SEED, images=plan.pretrain_images, split="pretrain"
@@ -69,6 +93,7 @@ def distill_set(plan: Plan, output: Path, name: str, seed: int) -> Path:
     """A distillation set; no test image is in it, or this raises a DataError."""
     folder = output / "data" / f"{name}-{seed}"
     path = folder / "conversations.json"
+    begin(folder, data_part(plan, name))
     checked = folder / "no-overlap.json"
     if not checked.is_file():
         chosen = plan.data[name]
@@ -88,28 +113,33 @@ def distill_set(plan: Plan, output: Path, name: str, seed: int) -> Path:
     return path
 
 
-def model_folder(output: Path, name: str) -> Path:
-    return output / "models" / name / "pretrain" / "student"
+def model_folder(plan: Plan, output: Path, name: str) -> Path:
+    """Where the model lies once it is made; a ConfigError where it was made with another plan."""
+    folder = output / "models" / name
+    check_made(folder, model_part(plan, name))
+    return folder / "pretrain" / "student"
 
 
 def is_kept(plan: Plan, name: str) -> bool:
     """Whether the model that the plan describes lies in KEPT."""
     path = KEPT / name / "plan.json"
-    return path.is_file() and read_json(path) == plan.models[name].model_dump(mode="json")
+    return path.is_file() and read_json(path) == model_part(plan, name)
 
 
 def make_model(plan: Plan, output: Path, name: str) -> Path:
     """The model `name`, pre-trained where it is not there yet; and its scores beside it."""
     chosen, folder = plan.models[name], output / "models" / name
-    if not model_folder(output, name).is_dir() and is_kept(plan, name):
+    begin(folder, model_part(plan, name))
+    made = model_folder(plan, output, name)
+    if not made.is_dir() and is_kept(plan, name):
         # Another machine's arithmetic would make it a little different, and its cells another experiment.
-        shutil.copytree(KEPT / name / "student", model_folder(output, name))
         shutil.copy2(KEPT / name / "scores.json", folder)
-        return model_folder(output, name)
+        with atomic_folder(made) as building:
+            shutil.copytree(KEPT / name / "student", building, dirs_exist_ok=True)
+        return made
     data = first_images(pretrain_set(plan, output), chosen.images)
     # One rank of this very process: whoever calls has set the launcher's variables.
     config = DemoConfig(ranks=1, betas=plan.betas, pretrain_zero_stage=0)
-    made = model_folder(output, name)
     if not made.is_dir():
         make_vlm(
             config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from bench.stats import bootstrap_interval
-from benchmarks.cells import Cell, cells_of, is_done, made_with, run_config, stage_steps
+from benchmarks.cells import Cell, cells_of, is_done, made_with, run_cell, run_config, stage_steps
 from benchmarks.compare import Row, difference, differs, mean_and_spread, read_row, resampled
-from benchmarks.methods import RESULTS, _work
+from benchmarks.made import write_made
+from benchmarks.methods import RESULTS, _work, app
+from benchmarks.pairs import distill_set, draw_test_sets, model_folder, pretrain_set
 from benchmarks.settings import DEFAULTS, Plan, load_plan
 from benchmarks.table import all_tables, put_between_markers, suite_table
 from genrecal.core.errors import BenchError, ConfigError
@@ -246,6 +250,47 @@ def test_a_finished_cell_is_left_alone_and_another_plan_is_refused(tiny: tuple[P
     with pytest.raises(ConfigError, match="made with another plan"):
         is_done(other, cell, results)
     assert not is_done(other, Cell(seed=1, setting="scarce", variant="aligned"), results)
+
+
+ALL_OF_OUTPUT = {
+    "test": (["questions=7"], draw_test_sets),
+    "pretrain": (["pretrain_images=21"], pretrain_set),
+    "models/student": (["models.student.seed=9"], lambda plan, out: model_folder(plan, out, "student")),
+    "data/scarce-0": (["data.scarce.images=13"], lambda plan, out: distill_set(plan, out, "scarce", 0)),
+}
+
+
+@pytest.mark.parametrize("folder", ALL_OF_OUTPUT)
+def test_what_another_plan_made_is_not_used(tiny: tuple[Path, Path, Path], folder: str) -> None:
+    path, output, _ = tiny
+    overrides, use = ALL_OF_OUTPUT[folder]
+    before = {one: one.stat().st_mtime_ns for one in (output / folder).rglob("*")}
+    use(load_plan(path), output)
+    with pytest.raises(ConfigError, match=f"{output / folder}: was made with another plan. Delete it, or"):
+        use(load_plan(path, overrides), output)
+    assert before == {one: one.stat().st_mtime_ns for one in (output / folder).rglob("*")}
+
+
+def test_the_command_refuses_models_of_another_plan(tiny: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    path, output, _ = tiny
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["models"]["strong"]["warm"]["steps"] = 3
+    other = tmp_path / "plan.yaml"
+    other.write_text(yaml.safe_dump(content), encoding="utf-8")
+    words = ["--plan", str(other), "--output", str(output), "--results", str(tmp_path / "results")]
+    result = CliRunner().invoke(app, ["run", "--seeds", "1", *words])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(f"{output}/models/strong: was made with another plan")
+
+
+def test_labels_of_another_plan_are_not_used(tiny: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    path, output, _ = tiny
+    plan = load_plan(path, ["variants.aligned.run.labels=teacher"])
+    labels = output / "labels" / "strong-scarce-0"
+    write_made(labels, {"of": "another plan"})
+    with pytest.raises(ConfigError, match=f"{labels}: was made with another plan"):
+        run_cell(plan, Cell(seed=0, setting="scarce", variant="aligned"), output, tmp_path, None)  # type: ignore[arg-type]
+    shutil.rmtree(labels)
 
 
 def test_a_method_that_cannot_serve_the_pair_fails_alone(tiny: tuple[Path, Path, Path]) -> None:
