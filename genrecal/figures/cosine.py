@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from genrecal.core.cosines import PairCosines, pair_cosines
 from genrecal.figures.canvas import HEAT, entitle, ink_on, panels
-from genrecal.figures.features import HOW, Array, cosines, start_and_end
+from genrecal.figures.features import HOW, start_and_end
 from genrecal.figures.naming import side_by_side
 from genrecal.figures.runs import Missing, Run, read_each
 
@@ -21,14 +22,11 @@ MOST_RUNS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """One run: cosines [N, N], rows from the student's question, columns from the teacher's."""
+    """One run: rows from the student's question, columns from the teacher's."""
 
     run: str
     stage: str
-    cosines_NN: Array
-    diagonal: float  # mean cosine of a pair with itself
-    others: float  # mean cosine with other pairs
-    centred: tuple[float, float]  # the same two with the mean over the pairs taken off each side
+    cosines: PairCosines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +50,19 @@ def draw(data: Matrices) -> Figure:
     shown = data.matrices[:MOST_RUNS]
     columns = data.columns or (2 if len(shown) in (2, 4) else 3)
     figure, axes = panels(len(shown), columns=columns, width_in=3.9, height_in=3.8)
-    low = min(float(one.cosines_NN.min()) for one in shown)
+    low = min(float(one.cosines.matrix_NN.min()) for one in shown)
     for axes_, one in zip(axes, shown, strict=True):
         # One scale for all, so that panels compare.
-        image = axes_.imshow(one.cosines_NN, cmap=HEAT, vmin=low, vmax=1.0, interpolation="none")
-        size = len(one.cosines_NN)
+        image = axes_.imshow(one.cosines.matrix_NN, cmap=HEAT, vmin=low, vmax=1.0, interpolation="none")
+        size = len(one.cosines.matrix_NN)
         if size <= WRITTEN:
-            for (row, column), value in np.ndenumerate(one.cosines_NN):
+            for (row, column), value in np.ndenumerate(one.cosines.matrix_NN):
                 color = ink_on(image.to_rgba(value)[:3])
                 axes_.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
         entitle(axes_, one.run)
         axes_.set_xlabel(
-            f"pair, from the teacher's question\ndiagonal {one.diagonal:.3f}, off it {one.others:.3f}"
+            "pair, from the teacher's question\n"
+            f"diagonal {one.cosines.diagonal:.3f}, off it {one.cosines.others:.3f}"
         )
         axes_.set_ylabel("pair, from the student's question")
         ticks = range(0, size, max(1, size // 10))
@@ -79,16 +78,16 @@ def draw(data: Matrices) -> Figure:
 def caption(data: Matrices) -> str:
     one = data.matrices[0]
     parts = [
-        f"{matrix.run}: diagonal {matrix.diagonal:.3f}, off it {matrix.others:.3f}"
-        f" (centred {matrix.centred[0]:.3f}, {matrix.centred[1]:.3f})"
+        f"{matrix.run}: diagonal {matrix.cosines.diagonal:.3f}, off it {matrix.cosines.others:.3f}"
+        f" (centred {matrix.cosines.centred[0]:.3f}, {matrix.cosines.centred[1]:.3f})"
         for matrix in data.matrices
     ]
     left = len(data.matrices) - MOST_RUNS
     return (
         "Cosine of the Recalibrator's outputs at the question, averaged over positions,"
-        f" n = {len(one.cosines_NN)} question-answer pairs, after the stage {one.stage}: student's question"
-        " (rows) against teacher's (columns). A Recalibrator that brings both together has a bright diagonal."
-        " Mean cosines: "
+        f" n = {len(one.cosines.matrix_NN)} question-answer pairs, after the stage {one.stage}: student's"
+        " question (rows) against teacher's (columns). A Recalibrator that brings both together has a bright"
+        " diagonal. Mean cosines: "
         + "; ".join(parts)
         + ". Centred: with the mean over the pairs taken off, as what all share brings any cosine near 1."
         + (f" {left} more runs are in the CSV." if left > 0 else "")
@@ -106,7 +105,7 @@ def table(data: Matrices) -> list[dict[str, Any]]:
             "cosine": float(value),
         }
         for one in data.matrices
-        for (row, column), value in np.ndenumerate(one.cosines_NN)
+        for (row, column), value in np.ndenumerate(one.cosines.matrix_NN)
     ]
 
 
@@ -115,21 +114,5 @@ def _matrix(run: Run) -> Matrix | None:
     if found is None:
         return None
     end = found[1]
-    student_ND, teacher_ND = (end.tensors[name] for name in NAMES)
-    matrix_NN = cosines(student_ND, teacher_ND)
-    return Matrix(
-        run=run.title,
-        stage=end.stage,
-        cosines_NN=matrix_NN,
-        diagonal=_means(matrix_NN)[0],
-        others=_means(matrix_NN)[1],
-        centred=_means(cosines(student_ND - student_ND.mean(0), teacher_ND - teacher_ND.mean(0))),
-    )
-
-
-def _means(matrix_NN: Array) -> tuple[float, float]:
-    """The mean of the diagonal and of the rest; a single pair has no rest."""
-    size = len(matrix_NN)
-    diagonal = float(np.diagonal(matrix_NN).mean())
-    others = (float(matrix_NN.sum()) - diagonal * size) / (size * (size - 1)) if size > 1 else float("nan")
-    return diagonal, others
+    tables = (end.tensors[name] for name in NAMES)
+    return Matrix(run=run.title, stage=end.stage, cosines=pair_cosines(*tables))

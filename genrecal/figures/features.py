@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from genrecal.core.cosines import Array
 from genrecal.core.errors import GenrecalError
 from genrecal.figures.runs import FEATURES, Missing, Run, stage_folders
 
-Array = npt.NDArray[np.float64]
 HOW = "`genrecal distill` leaves them for methods with a Recalibrator, unless engine.feature_samples is 0"
 
 
@@ -41,16 +40,6 @@ def start_and_end(run: Run, names: Sequence[str]) -> tuple[Moment, Moment] | Non
     if not folders:
         return None
     return _moment(folders[0], "before", names), _moment(folders[-1], "after", names)
-
-
-def unit_rows(features_ND: Array) -> Array:
-    """Every row scaled to length 1."""
-    return features_ND / np.maximum(np.linalg.norm(features_ND, axis=1, keepdims=True), 1e-12)
-
-
-def cosines(one_ND: Array, other_ND: Array) -> Array:
-    """The cosine of every row of the one with every row of the other, [N, N]."""
-    return unit_rows(one_ND) @ unit_rows(other_ND).T
 
 
 def _moment(folder: Path, when: str, names: Sequence[str]) -> Moment:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from genrecal.core.cosines import Array, cosines, unit_rows
 from genrecal.figures.canvas import PALETTE, entitle, legend_below, panels
-from genrecal.figures.features import HOW, Array, Moment, cosines, start_and_end, unit_rows
+from genrecal.figures.features import HOW, Moment, start_and_end
 from genrecal.figures.naming import first_seeds
 from genrecal.figures.runs import Missing, Run, read_each
 

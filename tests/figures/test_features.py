@@ -39,14 +39,15 @@ def test_cosines(both: list[Path]) -> None:
         [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in other.astype(float)]
         for a in one.astype(float)
     ]
-    np.testing.assert_allclose(regularised.cosines_NN, expected, rtol=1e-9)
-    assert regularised.diagonal == pytest.approx(np.mean([expected[i][i] for i in range(10)]))
+    np.testing.assert_allclose(regularised.cosines.matrix_NN, expected, rtol=1e-9)
+    assert regularised.cosines.diagonal == pytest.approx(np.mean([expected[i][i] for i in range(10)]))
     off = [expected[i][j] for i in range(10) for j in range(10) if i != j]
-    assert regularised.others == pytest.approx(np.mean(off))
-    assert regularised.diagonal > 0.9 > abs(regularised.others) + 0.6
-    assert abs(without.diagonal - without.others) < 0.2
+    assert regularised.cosines.others == pytest.approx(np.mean(off))
+    assert regularised.cosines.diagonal > 0.9 > abs(regularised.cosines.others) + 0.6
+    assert abs(without.cosines.diagonal - without.cosines.others) < 0.2
     text = cosine.caption(data)
-    assert f"genrecal: diagonal {regularised.diagonal:.3f}, off it {regularised.others:.3f}" in text
+    means = regularised.cosines
+    assert f"genrecal: diagonal {means.diagonal:.3f}, off it {means.others:.3f}" in text
     assert "n = 10 question-answer pairs" in text
     assert len(cosine.table(data)) == 2 * 10 * 10
 
@@ -60,8 +61,8 @@ def test_what_all_pairs_share_is_taken_off(tmp_path: Path) -> None:
         tensors[name] = tensors[name] + np.float32(50)
     save_file(tensors, path)
     (matrix,) = cosine.read(open_runs([run])).matrices
-    assert matrix.others > 0.98
-    assert matrix.centred[0] > 0.9 and abs(matrix.centred[1]) < 0.2
+    assert matrix.cosines.others > 0.98
+    assert matrix.cosines.centred[0] > 0.9 and abs(matrix.cosines.centred[1]) < 0.2
 
 
 def test_matrices_are_drawn_on_one_scale(both: list[Path]) -> None:
