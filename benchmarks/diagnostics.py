@@ -23,7 +23,8 @@ def reading_table(plan: Plan, results: Path) -> str:
     lines = []
     for row in _rows(plan, results):
         stages = [cell["stages"].get("distill") for cell in row.cells.values()]
-        probed = [stage for stage in stages if stage and stage["verdict"]]
+        # A stage without another sample's features to swap in has no answer to the question.
+        probed = [stage for stage in stages if stage and stage["verdict"] and stage["verdict"]["reads"]]
         if probed:
             last = [stage["readings"][-1] for stage in probed]
             said = sorted({stage["verdict"]["reads"] for stage in probed})

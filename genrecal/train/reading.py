@@ -5,10 +5,12 @@ student's question features z_q; then distillation teaches the student nothing. 
 it looks, each for the first answer token and for the later ones:
 
     gradient norms   ||d(CE + KL) / d z_q||, and ||d SFT / d z_q|| beside it
-    KL rise          KL with z_q of another sample of the batch - KL with the right z_q, per token
+    KL rise          KL with z_q of another sample - KL with the right z_q, per token
 
-Where the Recalibrator reads the student's answer features too (`answer_input: aligned`), both count them in.
-`verdict` says in words what the figures of a stage come to.
+The other sample is one of the micro-batch or, where that holds one sample, the micro-batch before it in the
+step. Where the Recalibrator reads the student's answer features too (`answer_input: aligned`), both count
+them in. `verdict` says in words what the figures of a stage come to, beside the cosines of the paper's
+Figure 7.
 
 Both come from the training step itself. To split the gradient, a probed step runs the Recalibrator on two
 views of z_q and takes r of the first tokens from one and of the later tokens from the other: the loss, and so
@@ -17,13 +19,15 @@ the step, is the one that an unprobed step takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from genrecal.core.cosines import PairCosines
 from genrecal.data.batch import Batch
 
 if TYPE_CHECKING:
@@ -47,6 +51,9 @@ class ReadingProbe:
 
     def __init__(self) -> None:
         self.sums = dict.fromkeys(KEYS, 0.0)
+        self._before: dict[
+            Hashable, StudentReading
+        ] = {}  # of the micro-batch before, where it was one sample
 
     def watchable(self, z_BSD: torch.Tensor) -> torch.Tensor:
         """z with a gradient also while the student is frozen."""
@@ -64,10 +71,22 @@ class ReadingProbe:
         later_TD = speak(student.through(partial(self._watch, key="distill_later_sq")))
         return torch.where(first_T[:, None], first_TD, later_TD)
 
+    def another(self, student: StudentReading, key: Hashable) -> StudentReading | None:
+        """Features of other samples in the student's place; None: the step has had no other sample yet.
+
+        Args:
+            student: what the Recalibrator reads of this micro-batch.
+            key: of this Recalibrator.
+        """
+        if len(student.lengths_B) > 1:
+            return student.of_another_sample()
+        before, self._before[key] = self._before.get(key), student.detached()
+        return None if before is None else before.as_long_as(student)
+
     @torch.no_grad()
-    def shuffled(self, speak: Speak, student: StudentReading) -> torch.Tensor:
-        """r at the targets, [T, D], with the features of another sample of the batch."""
-        return speak(student.of_another_sample())
+    def shuffled(self, speak: Speak, other: StudentReading) -> torch.Tensor:
+        """r at the targets, [T, D], with the features of other samples."""
+        return speak(other)
 
     def add_rise(self, rise_T: torch.Tensor, first_T: torch.Tensor) -> None:
         """Count the KL that every target gains by `shuffled`."""
@@ -105,7 +124,8 @@ def reading_metrics(sums: dict[str, float], *, ranks: int, distils: bool) -> dic
 
     Returns:
         grad_sft and, where the stage distils, grad_distill, grad_distill_first, grad_distill_later (norms),
-        kl_rise_first, kl_rise_later (nats per token; None where no batch held two samples or no such token).
+        kl_rise_first, kl_rise_later (nats per token; None where the step had no such token, or no sample but
+        one).
     """
 
     def norm(*keys: str) -> float:
@@ -134,11 +154,17 @@ READS_NATS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the last probes of a stage come to."""
+    """What the last probes of a stage and its features come to; None is what could not be told."""
 
-    reads: str  # one of READS
-    kl_rise_first: float | None  # nats; None where no batch held two samples or no such token
-    kl_rise_later: float | None
+    reads: str | None = None  # one of READS
+    kl_rise_first: float | None = None  # nats
+    kl_rise_later: float | None = None
+    # Figure 7: mean cosine of r at the student's question with r at the teacher's, of the same pair and of
+    # different ones; then with the mean over the pairs taken off each side.
+    cosine_same: float | None = None
+    cosine_others: float | None = None
+    centred_same: float | None = None
+    centred_others: float | None = None
 
     @property
     def reads_all(self) -> bool:
@@ -146,27 +172,61 @@ class Verdict:
 
     def sentence(self) -> str:
         """For the console."""
-        rises = ", ".join(
-            f"{name} {'-' if value is None else f'{value:+.3f}'} nats"
-            for name, value in (("first", self.kl_rise_first), ("later", self.kl_rise_later))
-        )
+        if self.reads is None:
+            start = (
+                "cannot tell whether the Recalibrator reads the student"
+                " (no probed step had another sample whose features to put in its place)"
+            )
+        else:
+            rises = ", ".join(
+                f"{name} {_signed(value)} nats"
+                for name, value in (("first", self.kl_rise_first), ("later", self.kl_rise_later))
+            )
+            start = (
+                f"the Recalibrator reads the student for {self.reads}"
+                f" (KL rise with another sample's features: {rises})"
+            )
+        if self.cosine_same is None:
+            return start
         return (
-            f"the Recalibrator reads the student for {self.reads}"
-            f" (KL rise with another sample's features: {rises})"
+            f"{start}; cosines of its outputs at the two models' questions: {_signed(self.cosine_same)} in a"
+            f" pair, {_signed(self.cosine_others)} across pairs; centred {_signed(self.centred_same)} and"
+            f" {_signed(self.centred_others)}"
         )
 
 
-def verdict(readings: Sequence[Mapping[str, float | None]]) -> Verdict | None:
-    """The verdict over `readings`, the records of a stage's last probes; None where none distils."""
+def verdict(readings: Sequence[Mapping[str, float | None]], cosines: PairCosines | None = None) -> Verdict:
+    """What a stage with a Recalibrator comes to.
+
+    Args:
+        readings: the records of its last probes.
+        cosines: of r at the student's and at the teacher's questions; None: no features were taken.
+    """
 
     def mean(key: str) -> float | None:
         values = [value for reading in readings if (value := reading.get(key)) is not None]
         return sum(values) / len(values) if values else None
 
     first, later = mean("kl_rise_first"), mean("kl_rise_later")
-    if first is None and later is None:
-        return None
-    # Where answers lack one part (those of one token have no later ones), the other part speaks for both.
-    parts = (first if first is not None else later, later if later is not None else first)
-    reads_first, reads_later = (value is not None and value > READS_NATS for value in parts)
-    return Verdict(reads=READS[reads_first, reads_later], kl_rise_first=first, kl_rise_later=later)
+    reads = None
+    if first is not None or later is not None:
+        # Where answers lack one part (those of one token have no later ones), the other part speaks for both.
+        parts = (first if first is not None else later, later if later is not None else first)
+        reads_first, reads_later = (value is not None and value > READS_NATS for value in parts)
+        reads = READS[reads_first, reads_later]
+    # Of a single pair there are no others, and centred nothing is left.
+    found = (cosines.diagonal, cosines.others, *cosines.centred) if cosines is not None else ()
+    means = found if found and all(map(math.isfinite, found)) else (None,) * 4
+    return Verdict(
+        reads=reads,
+        kl_rise_first=first,
+        kl_rise_later=later,
+        cosine_same=means[0],
+        cosine_others=means[1],
+        centred_same=means[2],
+        centred_others=means[3],
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"

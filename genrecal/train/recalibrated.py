@@ -61,6 +61,18 @@ class StudentReading:
             z_q_BQD=self.z_q_BQD.roll(1, 0), lengths_B=self.lengths_B.roll(1, 0), answer_BAD=answer
         )
 
+    def detached(self) -> StudentReading:
+        """The same without a gradient, to be kept beyond its pass."""
+        answer = None if self.answer_BAD is None else self.answer_BAD.detach()
+        return replace(self, z_q_BQD=self.z_q_BQD.detach(), answer_BAD=answer)
+
+    def as_long_as(self, other: StudentReading) -> StudentReading:
+        """The same with an answer of as many positions as the other's: cut off, or nothing after its end."""
+        if self.answer_BAD is None or other.answer_BAD is None:
+            return self
+        count = other.answer_BAD.shape[1]
+        return replace(self, answer_BAD=nn.functional.pad(self.answer_BAD, (0, 0, 0, count))[:, :count])
+
     def through(self, watch: Any) -> StudentReading:
         """The same with every tensor that carries a gradient passed through `watch`."""
         answer = None if self.answer_BAD is None else watch(self.answer_BAD)
@@ -116,8 +128,9 @@ class Source(nn.Module):
                 said.append(("main", speak(student)))
             else:
                 said.append(("main", probe.split(speak, student, first_T)))
-                if len(routed_B) > 1:
-                    said.append(("shuffled", probe.shuffled(speak, student)))
+                other = probe.another(student, key=(self, depth))
+                if other is not None:
+                    said.append(("shuffled", probe.shuffled(speak, other)))
             if regularize:
                 # Algorithm 2: the teacher's question takes the student's place, through rec_proj_pre
                 own = StudentReading(

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from genrecal.core.console import console
+from genrecal.core.cosines import PairCosines, pair_cosines
 from genrecal.core.errors import ConfigError, DataError, GenrecalError
 from genrecal.core.files import read_json
 from genrecal.core.manifest import NAME
@@ -144,7 +145,7 @@ def run_stage(
     if frozen_fingerprint(engine.module) != before:
         raise GenrecalError("frozen parameters changed while the stage trained", where=name)
     # Rank 0 alone has written the metrics; another rank could read half a line.
-    found = _verdict(run) if dist.get_rank() == 0 else None
+    found = _verdict(run, features) if dist.get_rank() == 0 else None
     if found is not None:
         console.print(f"{name}: {found.sentence()}")
     save(
@@ -247,8 +248,8 @@ def _account(run: StageRun, samples: Mixture) -> None:
     note_totals(run.config.output, run.name, found)
 
 
-def _verdict(run: StageRun) -> Verdict | None:
-    """From the probes of the stage's last quarter."""
+def _verdict(run: StageRun, features: dict[str, torch.Tensor]) -> Verdict | None:
+    """From the probes of the stage's last quarter, and the features at its end."""
     if not run.stage.recalibrates:
         return None
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
@@ -257,24 +258,35 @@ def _verdict(run: StageRun) -> Verdict | None:
             row["reading"]
             for row in rows
             if row["stage"] == run.name and row["step"] >= run.steps * 3 // 4 and "reading" in row
-        ]
+        ],
+        _cosines(features),
     )
 
 
+def _cosines(features: dict[str, torch.Tensor]) -> PairCosines | None:
+    """Figure 7 at the stage's end; None: it left no features."""
+    sides = [features.get(f"after.r_q_{side}") for side in ("student", "teacher")]
+    tables = [side.double().numpy() for side in sides if side is not None]
+    return pair_cosines(*tables) if tables else None
+
+
 def _warn_unread(stage_folder: Path, answer_input: str) -> None:
-    """Say so when distillation starts with a Recalibrator that does not read the student."""
-    reading = read_json(stage_folder / NAME).get("reading")
-    if reading and not Verdict(**reading).reads_all:
-        advice = {
-            "features": "recalibrator.answer_input: aligned makes every token read it (docs/paper.md)",
-            "embeddings": "Train stage 1 longer, or take answer_input: aligned (docs/paper.md)",
-            "aligned": "Train stage 1 longer",
-        }[answer_input]
-        console.print(
-            f"warning: {Verdict(**reading).sentence()}; the other answer tokens teach it nothing that way."
-            f" {advice}",
-            style="yellow",
+    """Say so when distillation starts with a Recalibrator that does not read the student, or may not."""
+    found = Verdict(**read_json(stage_folder / NAME).get("reading", {}))
+    if found.reads_all:
+        return
+    if found.reads is None:
+        advice = "Raise micro_batch or accumulation of the stage before to 2 or more, and it can"
+    else:
+        advice = (
+            "The other answer tokens teach it nothing that way. "
+            + {
+                "features": "recalibrator.answer_input: aligned makes every token read it (docs/paper.md)",
+                "embeddings": "Train stage 1 longer, or take answer_input: aligned (docs/paper.md)",
+                "aligned": "Train stage 1 longer",
+            }[answer_input]
         )
+    console.print(f"warning: {found.sentence()}. {advice}", style="yellow")
 
 
 def _count(module: nn.Module) -> tuple[int, int]:

@@ -210,11 +210,3 @@ def test_a_recalibrator_that_ignores_the_student_has_no_kl_rise(parts: Parts) ->
     found = reading_metrics(probe.sums, ranks=1, distils=True)
     assert found["kl_rise_first"] == found["kl_rise_later"] == found["grad_distill"] == 0.0
     assert probe.sums["first_tokens"] == len(parts.rows)
-
-
-def test_a_batch_of_one_has_no_kl_rise_to_tell(parts: Parts) -> None:
-    probe = ReadingProbe()
-    with torch.no_grad():
-        parts.objective("align")(parts.batch(parts.rows[:1]), ALL, probe)
-    found = reading_metrics(probe.sums, ranks=1, distils=True)
-    assert found["kl_rise_first"] is found["kl_rise_later"] is None

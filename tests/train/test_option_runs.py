@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from genrecal.core.manifest import read_manifest
 from genrecal.data.llava import read_llava
 from genrecal.models.processors import load_model, load_processor
+from genrecal.train.reading import Verdict
 from tests.tiny import TinyData, TinyPair
 from tests.train.conftest import Run, WriteConfig, assert_same_steps, drive, environment, stage_folder
 from tests.train.method_runs import ROUTES, SHORT, merged, several_options
@@ -134,7 +136,9 @@ def test_features_for_the_figures(
 def test_the_manifest_of_a_stage_holds_the_verdict(method_runs: dict[str, Run]) -> None:
     for name in ("genrecal", "genrecal-no-reg", "aligned"):
         facts = [read_manifest(stage_folder(method_runs[name], number), kind="stage") for number in (1, 2, 3)]
-        assert all(set(one["reading"]) == {"reads", "kl_rise_first", "kl_rise_later"} for one in facts[:2])
+        keys = {field.name for field in fields(Verdict)}
+        assert all(set(one["reading"]) == keys for one in facts[:2])
+        assert all(isinstance(one["reading"]["centred_others"], float) for one in facts[:2])
         assert "reading" not in facts[2]
         rises = [one["reading"]["kl_rise_first"] for one in facts[:2]]
         # First tokens that are no targets have no figure.
@@ -143,14 +147,16 @@ def test_the_manifest_of_a_stage_holds_the_verdict(method_runs: dict[str, Run]) 
 
 
 def test_stage_2_says_what_stage_1_could_not_read(method_runs: dict[str, Run]) -> None:
-    """After two steps no Recalibrator here reads later tokens; the runs of one process follow each other."""
-    printed = method_runs["genrecal"].printed
-    unread = 0
-    for name in ("genrecal", "genrecal-no-reg", "aligned"):
-        unread += read_manifest(stage_folder(method_runs[name], 1), kind="stage")["reading"]["reads"] != (
-            "every answer token"
-        )
-    assert unread and printed.count("warning: the Recalibrator reads the student for") >= unread
+    """After two steps no Recalibrator here reads later tokens; the sentences' figures tell the runs apart."""
+    names = ("genrecal", "genrecal-no-reg", "aligned")
+    found = [
+        Verdict(**read_manifest(stage_folder(method_runs[name], 1), kind="stage")["reading"])
+        for name in names
+    ]
+    assert len({one.sentence() for one in found}) == len(names)
+    for name, one in zip(names, found, strict=True):
+        assert not one.reads_all, name
+        assert f"warning: {one.sentence()}. " in method_runs[name].printed, name
 
 
 def test_two_ranks_equal_one(method_runs: dict[str, Run], two_ranks: Run) -> None:
