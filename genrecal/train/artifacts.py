@@ -27,8 +27,8 @@ from genrecal.train.engine import gather
 from genrecal.train.setup import StageModels, named, recalibrator_file
 from genrecal.train.writing import writing
 
-# Relative to the largest logit; the difference is rounding in the adapter's extra matrix products.
 FEATURES_FILE = "features.safetensors"
+# Relative to the largest logit; the difference is rounding in the adapter's extra matrix products.
 MERGE_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", NAME, "README.md")
 

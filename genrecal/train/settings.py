@@ -171,7 +171,7 @@ class RunConfig(Config):
     labels: Literal["given", "teacher"] = "given"
     """Whose answers are learned: those of the data, or the teacher's own (sequence-level distillation)."""
     answer_only: bool = False
-    """Comparison methods: distil answer tokens alone, which needs equal tokenizers only (Appendix G)."""
+    """minillm, distillm, llava-kd: distil answer tokens alone; needs equal tokenizers only (Appendix G)."""
     seed: int = Field(default=0, ge=0)
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -219,6 +219,9 @@ class RunConfig(Config):
             raise ValueError(
                 f"teacher_cache holds what the Recalibrator reads; the method '{self.method}' has none"
             )
+        if self.answer_only and METHODS[self.method].needs != "token_types":
+            served = ", ".join(name for name, method in METHODS.items() if method.needs == "token_types")
+            raise ValueError(f"answer_only is for {served}; the method '{self.method}' has no such variant")
         if self.reads_teacher and not recalibrates and any(source.domains for source in self.sources):
             raise ValueError(f"the method '{self.method}' takes its teacher for all domains")
         return self

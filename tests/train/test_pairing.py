@@ -75,9 +75,11 @@ def test_the_table_of_figure_8(folders: dict[str, Path]) -> None:
             assert refused is not None and refused.startswith("the tokenizers differ ('The quick brown")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "answer_only"),
+    [*((method, False) for method in METHODS), *((method, True) for method in SAME_TYPES)],
+)
 @pytest.mark.parametrize("student", ["cross", "twin", "tiles"])
-@pytest.mark.parametrize("answer_only", [False, True])
 def test_check_run_before_any_weight(run_config: Any, method: str, student: str, answer_only: bool) -> None:
     config = run_config(student, method=method, answer_only=answer_only)
     served = method not in SAME_TYPES or student == "twin" or (student == "tiles" and answer_only)

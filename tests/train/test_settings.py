@@ -140,6 +140,15 @@ def test_configs_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ("give teacher or teachers, not both", two),
         ("needs a teacher", "teacher=null"),
         ("needs a teacher", "teacher=null", "method=sft", "labels=teacher"),
+        *(
+            (
+                f"answer_only is for minillm, distillm, llava-kd; the method '{method}' has no such variant",
+                "answer_only=true",
+                f"method={method}",
+            )
+            for method in METHODS
+            if METHODS[method].needs != "token_types"
+        ),
         ("the method 'gold' takes one teacher", "teacher=null", "method=gold", two),
         (
             "the method 'minillm' takes its teacher for all domains",
