@@ -26,8 +26,11 @@ from tests.train.conftest import as_one_rank, drive, folder_hash
 
 # Each family once as teacher and once as student, none with itself.
 SOME = [(teacher, NAMES[(place + 4) % len(NAMES)]) for place, teacher in enumerate(NAMES)]
+# The tokenizer that is not byte-level, in either seat.
+SOME_ALIGNED = [pair for pair in SOME if "gemma3" in pair]
 ALL = [
-    pytest.param(teacher, student, marks=() if (teacher, student) in SOME else pytest.mark.full)
+    pytest.param(teacher, student, answer_input, marks=() if (teacher, student) in some else pytest.mark.full)
+    for answer_input, some in (("features", SOME), ("aligned", SOME_ALIGNED))
     for teacher in NAMES
     for student in NAMES
 ]
@@ -67,9 +70,22 @@ def trained_segments(stage: Stage, student: Any) -> set[str]:
     return {"body"} if "student_lora" in stage.trains else set()
 
 
-@pytest.mark.parametrize(("teacher", "student"), ALL)
+def ends_meet(objective: Any, batch: PairedBatch) -> bool:
+    """Whether the teacher's end of each answer is given the student's feature at its own end of it."""
+    student, teacher = batch.student, batch.teachers[0]
+    marks_BS1 = torch.arange(student.input_ids_BS.numel()).reshape(*student.input_ids_BS.shape, 1)
+    given_BA1 = objective.sources[0].read_student(marks_BS1, student, teacher).answer_BAD
+    if given_BA1 is None:
+        return False
+    samples = torch.arange(len(batch.ids))
+    last_B = student.question_lengths_B + student.answer_mask_BA.sum(1) - 1
+    given_B1 = given_BA1[samples, teacher.answer_mask_BA.sum(1) - 1]
+    return torch.equal(given_B1, marks_BS1[samples, last_B])
+
+
+@pytest.mark.parametrize(("teacher", "student", "answer_input"), ALL)
 def test_a_step_of_each_stage(
-    teacher: str, student: str, reads: dict[str, ReadFamily], tmp_path: Path
+    teacher: str, student: str, answer_input: str, reads: dict[str, ReadFamily], tmp_path: Path
 ) -> None:
     """What the stage trains has gradients, moves and lowers the loss; all else stays."""
     folders = reads[student].folder, reads[teacher].folder
@@ -79,6 +95,7 @@ def test_a_step_of_each_stage(
             "teacher": folders[1],
             "output": tmp_path / "run",
             "data": {"sources": [{"path": tmp_path / "none.json"}]},
+            "recalibrator": {"answer_input": answer_input},
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
             "engine": {"precision": "fp32", "zero_stage": 0},
         }
@@ -94,6 +111,8 @@ def test_a_step_of_each_stage(
             engine_settings=engine_config(config.engine, config.optimizer, config.stage(name)),
             comparison=Comparison(),
         ).objective.train()
+        if stage.recalibrates:
+            assert ends_meet(objective, batch) == (answer_input == "aligned")
         trained = named(objective, trainable_only=True)
         before = {name: value.detach().clone() for name, value in named(objective).items()}
         loss = total(objective, stage, batch)
