@@ -23,8 +23,8 @@ from genrecal.core.errors import DataError
 from genrecal.core.eta import with_eta
 from genrecal.core.types import Sample
 from genrecal.data.bad import BadRows
+from genrecal.data.exclusion import excluded_ids
 from genrecal.data.fingerprints import Prints, with_fingerprints
-from genrecal.data.mixture import excluded_ids
 from genrecal.data.overlap import Fingerprint, TestIndex, normalised
 from genrecal.data.source import MixtureConfig, Reading, SourceConfig, read_source, source_rows
 

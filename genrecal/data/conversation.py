@@ -10,14 +10,18 @@ Images stand where the text has `<image>` or where a block of a message is one (
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from genrecal.core.errors import DataError
 from genrecal.core.types import DOMAINS, Sample, Turn
 from genrecal.data.locate import ImageFolder
 from genrecal.data.row_images import IMAGE_MARK, blocks, is_text, listed_images, references, short
+from genrecal.data.rows import Row
 
 ROLES = {
     "human": "user",
@@ -31,7 +35,9 @@ LISTS = ("messages", "conversations", "texts")
 PAIRS = (("prompt", "completion"), ("question", "answer"))
 CONVERSATIONS = (*LISTS, *(name for pair in PAIRS for name in pair))
 # What else a row may say; readers of tables load these columns and no others.
-KNOWN_COLUMNS = ("id", "domain", "system", "image", "images", "videos", "audios", *CONVERSATIONS)
+KNOWN_COLUMNS = ("id", "domain", "system", "image", "images", "videos", "audios", "objects", *CONVERSATIONS)
+# Where ms-swift puts what a row has in `objects`.
+OBJECT_MARKS = ("<bbox>", "<ref-object>")
 Turns = Literal["last", "each"]
 
 
@@ -40,13 +46,14 @@ class RowRules:
     """What a source says about all of its rows."""
 
     source: str
-    folder: ImageFolder
+    start: Path  # the folder that rows without an id are named from
+    folder: ImageFolder  # that images are looked for in
     domain: str | None = None
     turns: Turns = "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Said:
+class Said:
     """A turn with the images that its own blocks brought; None where the next one of the row stands."""
 
     role: str
@@ -55,36 +62,37 @@ class _Said:
     learned: bool = True
 
 
-def samples_of(row: Any, rules: RowRules, *, where: str) -> tuple[Sample, ...]:
+def samples_of(row: Row, rules: RowRules) -> tuple[Sample, ...]:
     """The samples of one row: its last answer, or each answer with the turns before as its context.
 
     Args:
-        row: the row as plain values; image cells may be references already.
+        row: with its content as plain values; image cells may be references already.
         rules: the source's.
-        where: names the row in errors, and the sample where the row has no id.
 
     Raises:
         DataError: the row cannot be used.
     """
-    if not isinstance(row, dict):
+    content, where = row.content, row.where
+    if not isinstance(content, dict):
         raise DataError("is no object with a conversation", where=where)
     for kind in ("videos", "audios"):
-        if row.get(kind):
+        if content.get(kind):
             raise DataError(f"has {kind}; only images are read", where=where)
-    said = _conversation(row, where)
+    said = conversation_of(content, where)
+    _require_no_objects(content, said, where)
     answers = [place for place, turn in enumerate(said) if turn.role == "assistant" and turn.learned]
     if len(said) < 2 or said[-1].role != "assistant" or not answers:
         raise DataError("does not end with an answer", where=where)
     places = [image for turn in said for image in turn.images]
-    images = references(row, places, rules.folder, where)
+    images = references(content, places, rules.folder, where)
     if rules.turns == "last":
         answers = answers[-1:]
-    domain = row.get("domain") or rules.domain
+    domain = content.get("domain") or rules.domain
     if domain not in DOMAINS:
         fix = f"Give the row or its source one of {', '.join(DOMAINS)}"
         raise DataError(f"has the domain '{domain}'", where=where, fix=fix)
-    name = str(row["id"]) if row.get("id") not in (None, "") else where
     turns = tuple(Turn(role=turn.role, text=turn.text) for turn in said)
+    name = str(content["id"]) if content.get("id") not in (None, "") else _own_name(row, rules.start, turns)
     if not all(is_text(text) for text in (name, *(turn.text for turn in turns))):
         raise DataError("has text with half a surrogate pair", where=where)
     samples = []
@@ -103,6 +111,30 @@ def samples_of(row: Any, rules: RowRules, *, where: str) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
+def _own_name(row: Row, start: Path, turns: tuple[Turn, ...]) -> str:
+    """The id of a row that has none: its place below the source, and a digest of its words.
+
+    No path as somebody typed it: another run, or another machine, must find the ids of an exclusion file. The
+    digest tells rows of two sources with like names apart, and a file that has changed since.
+    """
+    file = os.path.relpath(row.file, start)
+    words = "\0".join(turn.text for turn in turns).encode(errors="surrogatepass")
+    return f"{file} {row.place} ({hashlib.sha256(words).hexdigest()[:8]})"
+
+
+def _require_no_objects(row: dict[str, Any], said: list[Said], where: str) -> None:
+    """Each family writes boxes in a way of its own, so nobody can fill them in for two models at once."""
+    if not row.get("objects"):
+        return
+    for mark in OBJECT_MARKS:
+        if any(mark in turn.text for turn in said):
+            raise DataError(
+                f"has '{mark}' in its text, which its 'objects' would stand for: they are not filled in",
+                where=where,
+                fix="Write the boxes into the text, as both models are to read them",
+            )
+
+
 def _require_answer(turns: tuple[Turn, ...], place: int, where: str) -> None:
     answer = turns[place].text
     if not any(turn.role == "user" for turn in turns[:place]):
@@ -113,8 +145,12 @@ def _require_answer(turns: tuple[Turn, ...], place: int, where: str) -> None:
         raise DataError(f"has an '{IMAGE_MARK}' in its answer", where=where)
 
 
-def _conversation(row: dict[str, Any], where: str) -> list[_Said]:
-    """The turns, of whichever column holds them."""
+def conversation_of(row: dict[str, Any], where: str) -> list[Said]:
+    """The turns, of whichever column holds them.
+
+    Raises:
+        DataError: no column does, or they are no turns.
+    """
     lists = [name for name in LISTS if row.get(name) is not None]
     pairs = [pair for pair in PAIRS if all(row.get(name) is not None for name in pair)]
     if len(lists) > 1:
@@ -140,7 +176,7 @@ def _conversation(row: dict[str, Any], where: str) -> list[_Said]:
         said = _marked(said, len(listed_images(row)))
     system = row.get("system")
     if isinstance(system, str) and system.strip():
-        said.insert(0, _Said(role="system", text=system))
+        said.insert(0, Said(role="system", text=system))
     if any(turn.role == "system" for turn in said[1:]):
         raise DataError("has a system turn behind the first turn", where=where)
     return said
@@ -157,7 +193,7 @@ def _side(value: Any, role: str) -> list[Any]:
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
-def _marked(said: list[_Said], images: int) -> list[_Said]:
+def _marked(said: list[Said], images: int) -> list[Said]:
     """Sets of questions and answers mark no image: all of the row's stand before the first question."""
     if any(turn.images for turn in said):
         return said
@@ -172,7 +208,7 @@ def _marked(said: list[_Said], images: int) -> list[_Said]:
     return said
 
 
-def _turn(turn: Any, where: str) -> _Said:
+def _turn(turn: Any, where: str) -> Said:
     if isinstance(turn, dict):
         speaker = turn["from"] if turn.get("from") is not None else turn.get("role")
         content = turn["value"] if turn.get("value") is not None else turn.get("content")
@@ -180,10 +216,10 @@ def _turn(turn: Any, where: str) -> _Said:
         learned = turn.get("loss") is not False
         if role and isinstance(content, str):
             marks = (None,) * content.count(IMAGE_MARK)
-            return _Said(role=role, text=content, images=marks, learned=learned)
+            return Said(role=role, text=content, images=marks, learned=learned)
         if role and isinstance(content, list):
             text, images = blocks(content, where)
-            return _Said(role=role, text=text, images=images, learned=learned)
+            return Said(role=role, text=text, images=images, learned=learned)
     raise DataError(
         f"has a turn that is neither {{'from': human|gpt, 'value'}} nor {{'role', 'content'}}: {short(turn)}",
         where=where,

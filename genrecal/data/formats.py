@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -70,14 +72,33 @@ def files_of(path: Path, kind: Format) -> tuple[Path, ...]:
     files = sorted(path.rglob(ending)) if path.is_dir() else _expanded(path)
     if not files:
         raise DataError(f"there is no {ending} here", where=path)
-    splits = {file.name.partition("-")[0] for file in files} & set(SPLITS)
-    if path.is_dir() and len(splits) > 1:
+    splits = {_split(file.relative_to(path)) for file in files} - {None} if path.is_dir() else set()
+    if len(splits) > 1:
         raise DataError(
-            f"holds files of several splits ({', '.join(sorted(splits))})",
+            f"holds files of several splits ({', '.join(sorted(map(str, splits)))})",
             where=path,
-            fix="Name those of one split, as FOLDER/train-*",
+            fix="Name one split's folder, or its files, as FOLDER/train-*",
         )
     return tuple(files)
+
+
+def _split(file: Path) -> str | None:
+    """What its name tells, or its folders' names: `train-00000.parquet`, `partial-train/0000.parquet`."""
+    for part in reversed(file.parts):
+        for word in re.findall("[a-z]+", part.lower()):
+            if word in SPLITS:
+                return word
+    return None
+
+
+def named_from(path: Path, kind: Format) -> Path:
+    """The folder that the names of a source's files start from: where its path begins to be several files."""
+    if path.is_dir() and kind in SHARDED:
+        return path
+    start = Path(os.path.abspath(path)).parent  # `.` and `..` have a name as well
+    while not path.exists() and _is_pattern(start):
+        start = start.parent
+    return start
 
 
 def _is_pattern(path: Path) -> bool:

@@ -38,8 +38,10 @@ def read_llava(
         DataError: the file or one of its rows cannot be used; the row is named.
     """
     root = images if images is not None else path.parent
-    rules = RowRules(source=str(path), folder=ImageFolder(root), domain=domain, turns=turns)
-    return [sample for row in json_rows(path) for sample in samples_of(row.content, rules, where=row.where)]
+    rules = RowRules(
+        source=str(path), start=path.parent, folder=ImageFolder(root), domain=domain, turns=turns
+    )
+    return [sample for row in json_rows(path) for sample in samples_of(row, rules)]
 
 
 def json_rows(path: Path) -> Rows:
@@ -67,7 +69,8 @@ def _read(path: Path) -> Iterator[Row]:
             raise DataError("is not a non-empty JSON list of conversations", where=path)
         while True:
             content = text.value()
-            yield Row(number=number, where=f"{path} row {number}", content=content, done=text.read_characters)
+            done = text.read_characters
+            yield Row(number=number, file=path, place=f"row {number}", content=content, done=done)
             number += 1
             mark = text.next_character()
             text.start += 1

@@ -28,8 +28,9 @@ def _read(path: Path) -> Iterator[Row]:
         for line_number, line in enumerate(stream, start=1):
             done += len(line)
             if line.strip():
-                where = f"{path} line {line_number}"
-                yield Row(number=number, where=where, content=_parsed(line, where), done=done)
+                place = f"line {line_number}"
+                content = _parsed(line, f"{path} {place}")
+                yield Row(number=number, file=path, place=place, content=content, done=done)
                 number += 1
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from genrecal.core.errors import DataError, GenrecalError
-from genrecal.core.files import read_json
+from genrecal.core.errors import DataError
 from genrecal.core.images import open_image
 from genrecal.core.types import DOMAINS, Sample
 from genrecal.data.bad import BadRows
 from genrecal.data.cache import Table, open_table
+from genrecal.data.exclusion import without_ids
 from genrecal.data.lengths import image_sizes, token_lengths
 from genrecal.data.order import Part, epoch_size
 from genrecal.data.source import MixtureConfig, SourceConfig
@@ -36,7 +35,12 @@ class Mixture(Sequence[Sample]):
     """All samples of some tables, or a choice of them; cheap to hold, to pickle and to choose from."""
 
     def __init__(
-        self, tables: Sequence[Table], *, kept: np.ndarray | None = None, holder: Any = None
+        self,
+        tables: Sequence[Table],
+        *,
+        kept: np.ndarray | None = None,
+        holder: Any = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         """A mixture over `tables`.
 
@@ -44,8 +48,9 @@ class Mixture(Sequence[Sample]):
             tables: one for each source.
             kept: ascending places among all rows of all tables, int64 [N]; None: every row.
             holder: what must live as long as the mixture does, as a temporary folder.
+            notes: what the user should know about it, a line each.
         """
-        self.tables, self._kept, self._holder = tuple(tables), kept, holder
+        self.tables, self._kept, self._holder, self.notes = tuple(tables), kept, holder, notes
         self._ends = np.cumsum([0, *(len(table) for table in self.tables)])
 
     def __len__(self) -> int:
@@ -108,7 +113,7 @@ class Mixture(Sequence[Sample]):
         if chosen.all():
             return self
         kept = np.flatnonzero(chosen) if self._kept is None else self._kept[chosen]
-        return Mixture(self.tables, kept=kept, holder=self._holder)
+        return Mixture(self.tables, kept=kept, holder=self._holder, notes=self.notes)
 
     def _column(self, name: str) -> np.ndarray:
         whole = np.concatenate([table.columns[name] for table in self.tables])
@@ -123,7 +128,8 @@ def read_mixture(data: MixtureConfig | Sequence[SourceConfig], *, cache: Path | 
         cache: where tables are kept if `data` does not say; None: a temporary folder, gone with the mixture.
 
     Raises:
-        DataError: rows cannot be used, the first of them named; or nothing is left.
+        DataError: rows cannot be used, the first of them named; an exclusion file names none of them; or
+            nothing is left.
     """
     config = data if isinstance(data, MixtureConfig) else MixtureConfig(sources=tuple(data))
     folder, holder = config.cache or cache, None
@@ -136,7 +142,8 @@ def read_mixture(data: MixtureConfig | Sequence[SourceConfig], *, cache: Path | 
     if config.buckets:
         for table in tables:
             image_sizes(table)  # once, before ranks start
-    mixture = _without_ids(Mixture(tables, holder=holder), config)
+    kept = without_ids(tables, config)
+    mixture = Mixture(tables, holder=holder, notes=kept.notes).only(kept.chosen)
     mixture = without_domains(mixture, config.exclude_domains)
     if not epoch_size(mixture.parts):
         raise DataError("no sample is left", where="data", fix="Are all excluded, or all weights tiny?")
@@ -158,48 +165,3 @@ def training_images(samples: Iterable[Sample]) -> Iterator[tuple[str, Image.Imag
     """Every image of `samples` once, decoded, with a name that finds it again."""
     for image in dict.fromkeys(image for sample in samples for image in sample.images):
         yield str(image), open_image(image)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExcludedIds:
-    """Ids that a source leaves out; a conversation's stands for each of its answers' samples."""
-
-    ids: frozenset[str]
-    each: bool  # whether a sample's id is its conversation's with the answer's number
-
-    def holds(self, name: str) -> bool:
-        return name in self.ids or (self.each and name.rpartition("#")[0] in self.ids)
-
-
-def excluded_ids(config: MixtureConfig, source: SourceConfig) -> ExcludedIds:
-    """What the config leaves out of `source`, by its own file and by the one for all sources.
-
-    Raises:
-        DataError: a file holds no list of ids.
-    """
-    files = [path for path in (config.exclude_ids, source.exclude_ids) if path is not None]
-    ids = frozenset(name for path in files for name in _ids(path))
-    return ExcludedIds(ids=ids, each=source.turns == "each")
-
-
-def _without_ids(mixture: Mixture, config: MixtureConfig) -> Mixture:
-    chosen = []
-    for table in mixture.tables:
-        excluded = excluded_ids(config, table.source)
-        if excluded.ids:
-            names = (name for batch in table.ids() for name in batch.to_pylist())
-            chosen.append(np.fromiter((not excluded.holds(name) for name in names), bool, len(table)))
-        else:
-            chosen.append(np.ones(len(table), bool))
-    return mixture.only(np.concatenate(chosen))
-
-
-def _ids(path: Path) -> Iterator[str]:
-    try:
-        content = read_json(path)
-    except GenrecalError as error:
-        raise DataError(error.what, where=path, fix=error.fix) from None
-    ids = content.get("ids") if isinstance(content, dict) else content
-    if not isinstance(ids, list) or not all(isinstance(one, str | int) for one in ids):
-        raise DataError("holds no list of ids", where=path)
-    return (str(one) for one in ids)

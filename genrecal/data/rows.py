@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -12,9 +13,15 @@ class Row:
     """One row of a source."""
 
     number: int  # from 0, in the order of the files
-    where: str  # for errors
+    file: Path  # that holds it, or its folder for `datasets`
+    place: str  # in the file
     content: Any  # plain values, or a DataError where the row itself cannot be read
     done: int  # of Rows.total, with this row
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        return f"{self.file} {self.place}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

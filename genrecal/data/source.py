@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from genrecal.core.config import Config, load_config, parse_config
 from genrecal.core.errors import DataError
 from genrecal.core.types import DOMAINS, Sample
 from genrecal.data.conversation import RowRules, Turns, samples_of
-from genrecal.data.formats import IGNORED, READERS, Format, files_of, recognise
+from genrecal.data.formats import IGNORED, READERS, Format, files_of, named_from, recognise
 from genrecal.data.locate import ImageFolder
 from genrecal.data.rows import Row, Rows
 
@@ -51,6 +51,11 @@ class SourceConfig(Config):
         if self.images is not None:
             return self.images
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def start(self) -> Path:
+        """The folder that rows without an id are named from: the same names wherever the data lie."""
+        return named_from(self.path, self.format or recognise(self.path))
 
     def resolved(self) -> tuple[Format, tuple[Path, ...]]:
         """The format and the files.
@@ -180,13 +185,19 @@ def read_source(source: SourceConfig, rows: Rows) -> Iterator[Reading]:
         DataError: the source breaks off, or has no row at all.
     """
     folder = ImageFolder(source.image_root)
-    rules = RowRules(source=source.name, folder=folder, domain=source.domain, turns=source.turns)
+    rules = RowRules(
+        source=source.name,
+        start=source.start,
+        folder=folder,
+        domain=source.domain,
+        turns=source.turns,
+    )
     row = None
     for row in rows:
         try:
             if isinstance(row.content, DataError):
                 raise row.content
-            samples = samples_of(row.content, rules, where=row.where)
+            samples = samples_of(row, rules)
             for image in samples[-1].images:
                 if isinstance(image, Path) and not folder.holds(image):
                     fix = f"Sample '{samples[0].id}' of {source.name} names it"
@@ -204,4 +215,4 @@ def _without(row: Row, columns: tuple[str, ...]) -> Row:
     if not isinstance(row.content, dict):
         return row
     content = {name: value for name, value in row.content.items() if name not in columns}
-    return Row(number=row.number, where=row.where, content=content, done=row.done)
+    return replace(row, content=content)

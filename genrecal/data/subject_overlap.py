@@ -74,8 +74,8 @@ def _data_of_run(run: Path) -> dict[str, Any] | None:
 
 def _compare(named: Sequence[Any], questions: Questions) -> dict[str, Any]:
     # Imported here: a build on a device has no run beside it and needs none of this.
+    from genrecal.data.exclusion import excluded_ids
     from genrecal.data.fingerprints import with_fingerprints
-    from genrecal.data.mixture import excluded_ids
     from genrecal.data.overlap import TestIndex
     from genrecal.data.source import described_sources, named_sources, read_source, source_rows
 

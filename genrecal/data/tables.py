@@ -49,8 +49,8 @@ def _read_parquet(files: Sequence[Path]) -> Iterator[Row]:
         try:
             for batch in opened.iter_batches(batch_size=PARQUET_BATCH, columns=columns):
                 for content in batch.to_pylist():
-                    where = f"{file} row {row_in_file}"
-                    yield Row(number=number, where=where, content=content, done=number + 1)
+                    place = f"row {row_in_file}"
+                    yield Row(number=number, file=file, place=place, content=content, done=number + 1)
                     number, row_in_file = number + 1, row_in_file + 1
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"cannot be read after row {row_in_file} ({_line(error)})", where=file) from None
@@ -83,7 +83,7 @@ def _read_dataset(folder: Path, dataset: Any) -> Iterator[Row]:
             for column in ("image", "images"):
                 if content.get(column) is not None:
                     content[column] = _references(content[column], folder, column, number)
-            yield Row(number=number, where=f"{folder} row {number}", content=content, done=number + 1)
+            yield Row(number=number, file=folder, place=f"row {number}", content=content, done=number + 1)
             number += 1
 
 

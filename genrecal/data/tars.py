@@ -39,9 +39,10 @@ def _read(shards: Sequence[Path]) -> Iterator[Row]:
     for shard in shards:
         for key, members in groupby(_members(shard), key=lambda member: _split(member.name)[0]):
             held = list(members)
-            where = f"{shard} key '{key}'"
+            place = f"key '{key}'"
             done = before + held[-1].offset + held[-1].size
-            yield Row(number=number, where=where, content=_content(held, key, where), done=done)
+            content = _content(held, key, f"{shard} {place}")
+            yield Row(number=number, file=shard, place=place, content=content, done=done)
             number += 1
         before += shard.stat().st_size
 
