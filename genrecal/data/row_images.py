@@ -22,6 +22,7 @@ from genrecal.data.references import CachedImage, DatasetImage, InlineImage, Tar
 IMAGE_MARK = "<image>"
 
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_FILE = "file://"
 _DATA_URI = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
@@ -51,8 +52,11 @@ def listed_images(row: dict[str, Any]) -> list[Any]:
     """What the row names beside its text."""
     for name in ("image", "images"):
         value = row.get(name)
-        if value is not None and value != "":
-            return list(value) if isinstance(value, list | tuple) else [value]
+        if isinstance(value, list | tuple):
+            if value:
+                return list(value)
+        elif value is not None and value != "":
+            return [value]
     return []
 
 
@@ -129,6 +133,8 @@ def _reference(value: Any, number: int, folder: ImageFolder, where: str) -> Imag
             raise DataError(f"image {number} is not valid base64 ({error})", where=where) from None
     if value.startswith("data:"):
         raise DataError(f"image {number} is a data URI of no image in base64: {short(value)}", where=where)
+    if value[: len(_FILE)].lower() == _FILE:
+        value = value[len(_FILE) :]  # a path after all; the folder judges where it leads
     if _ADDRESS.match(value):
         raise DataError(
             f"image {number} lies at an address: {short(value)}", where=where, fix="Download it first"

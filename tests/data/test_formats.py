@@ -258,6 +258,16 @@ def broken_cases(folder: Path) -> dict[str, tuple[Path, str]]:
     (both / "b.parquet").write_bytes(b"")
     for name in ("train-0.parquet", "test-0.parquet"):
         pyarrow.parquet.write_table(pyarrow.table({"question": ["a"], "answer": ["b"]}), splits / name)
+    bare, named, shards, hub = (folder / name for name in ("bare", "named", "split-shards", "hub"))
+    for path, names in {
+        bare: ("train.parquet", "test.parquet"),
+        named: ("aokvqa_train2017.parquet", "aokvqa_val2017.parquet"),
+        shards: ("train.tar", "test.tar"),
+        hub: ("default/partial-train/0000.parquet", "default/test/0000.parquet"),
+    }.items():
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(b"")
     DatasetDict({"train": Dataset.from_dict({"a": [1]})}).save_to_disk(str(other))
     (folder / "a.csv").write_text("x")
     (folder / "one.json").write_text('{"messages": []}')
@@ -271,7 +281,11 @@ def broken_cases(folder: Path) -> dict[str, tuple[Path, str]]:
     (cut / "a.tar").write_bytes(whole[:2600])
     return {
         "two formats": (both, "it could be parquet or webdataset. Give the source `format`"),
-        "several splits": (splits, "holds files of several splits (test, train). Name those of one"),
+        "several splits": (splits, "holds files of several splits (test, train). Name one split's folder"),
+        "splits with nothing behind": (bare, "holds files of several splits (test, train)"),
+        "splits behind a name": (named, "holds files of several splits (train, val)"),
+        "tars of splits": (shards, "holds files of several splits (test, train)"),
+        "folders of splits": (hub, "holds files of several splits (test, train)"),
         "a dict of splits": (other, "holds the splits train. Name one of them"),
         "unknown ending": (folder / "a.csv", "its ending '.csv' tells no format"),
         "nothing there": (folder / "no.csv", "no such file or folder"),
@@ -305,3 +319,44 @@ def test_a_named_format_is_taken_at_its_word(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has both 'messages' and 'conversations'"):
         read(tmp_path / "both.json")
     assert read(tmp_path / "both.json", format="llava")[0].answer == "2"
+
+
+def test_one_split_in_any_layout_is_read(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    for layout in (
+        "train.parquet",
+        "train-00000-of-00001.parquet",
+        "default/train/0000.parquet",
+        "data.parquet",
+    ):
+        folder = tmp_path / layout.replace("/", "-")
+        (folder / layout).parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table({"question": ["a"], "answer": ["b"]}), folder / layout)
+        assert len(read(folder)) == 1
+
+
+def test_boxes_of_a_table_are_seen(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    for question, refused in (("where is <ref-object>?", True), ("where is it?", False)):
+        table = pyarrow.table({"question": [question], "answer": ["b"], "objects": [{"ref": ["a cat"]}]})
+        pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+        if refused:
+            with pytest.raises(DataError, match="has '<ref-object>' in its text"):
+                read(tmp_path / "d.parquet")
+        else:
+            assert len(read(tmp_path / "d.parquet")) == 1
+
+
+@pytest.mark.parametrize("prefix", ["file://", "FILE://"])
+def test_a_path_as_an_address_and_an_empty_list_beside_a_full_one(prefix: str, tmp_path: Path) -> None:
+    (name,) = names(tmp_path, 0)
+    block = {"type": "image_url", "image_url": {"url": f"{prefix}{tmp_path / name}"}}
+    rows = [
+        {"messages": [{"role": "user", "content": [block, "what?"]}, messages(0)[1]]},
+        {"image": [], "images": [name], "messages": messages(0)},
+    ]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    for sample in read(tmp_path / "d.json"):
+        assert [open_image(image).tobytes() for image in sample.images] == [picture(0, 0).tobytes()]

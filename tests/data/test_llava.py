@@ -89,6 +89,15 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "a data URI of text": (row(image="data:text/plain,hello"), "is a data URI of no image"),
     "two lists of images": (row(images=["two.png"]), "has both 'image' and 'images'"),
     "two conversations": (row(messages=[]), "has both 'messages' and 'conversations'"),
+    "boxes that are not filled in": (
+        row(conversations=said("<image>where?", "at <bbox>"), objects={"ref": [], "bbox": [[1, 2, 3, 4]]}),
+        "has '<bbox>' in its text, which its 'objects' would stand for",
+    ),
+    "a path out of the folder as an address": (
+        row(image="file:///etc/passwd"),
+        "image '/etc/passwd', outside of",
+    ),
+    "a path up as an address": (row(image="file://../outside.png"), "image '../outside.png', outside of"),
     "a film": (row(videos=["a.mp4"]), "has videos; only images are read"),
     "half a character": (row(conversations=said("<image>\ud83d", "a")), "half a surrogate pair"),
     "a late system turn": (
@@ -193,7 +202,7 @@ def test_questions_and_answers_without_marks(folder: Path) -> None:
         cauldron.turns[0].text == "<image>\na?" and cauldron.turns[2].text == "c?" and cauldron.answer == "d"
     )
     assert [turn.role for turn in text.turns] == ["system", "user", "assistant"]
-    assert one.id == f"{folder / 'd.json'} row 0"
+    assert one.id.startswith("d.json row 0 (")
 
 
 def test_a_missing_image_names_its_sample(folder: Path) -> None:
