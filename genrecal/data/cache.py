@@ -6,7 +6,8 @@
                    bad.jsonl        rows that were skipped, and why
                    source.json      what it was built from
 
-KEY stands for the source's path, its files' sizes and times, and the options that change its samples. One
+KEY stands for the source's path, its files' sizes and times, and the options that change its samples; the
+digest in source.json for the samples themselves, so that a file that was only touched has the same. One
 process builds, others wait for it; the folder is there whole or not at all.
 """
 
@@ -31,7 +32,7 @@ from genrecal.data.cache_writer import COLUMNS, IMAGES, SAMPLE_BATCH, SAMPLES, T
 from genrecal.data.references import CachedImage, DatasetImage, TarMember, open_arrow
 from genrecal.data.source import SourceConfig, read_source, source_rows
 
-VERSION = 1  # of the layout; a table of another one is built anew
+VERSION = 2  # of the layout; a table of another one is built anew
 BAD, FACTS = "bad.jsonl", "source.json"
 
 
@@ -70,6 +71,11 @@ class Table:
     def skipped(self) -> int:
         """Rows that were bad; the journal in the folder names them."""
         return int(self.facts["bad"])
+
+    @property
+    def digest(self) -> str:
+        """Of all samples, in their order (cache_writer.py)."""
+        return str(self.facts["digest"])
 
     def ids(self) -> Iterator[Any]:
         """The ids as Arrow arrays, one for each record batch."""
@@ -151,7 +157,8 @@ def _build(source: SourceConfig, folder: Path, facts: dict[str, Any], bad: BadRo
                 journal.add(reading)
             else:
                 writer.add(reading.samples)
-    write_json(folder / FACTS, facts | {"samples": writer.count, "bad": journal.count, "skips": bad.skips})
+    found = {"samples": writer.count, "digest": writer.digest, "bad": journal.count, "skips": bad.skips}
+    write_json(folder / FACTS, facts | found)
 
 
 def _facts(source: SourceConfig) -> dict[str, Any]:

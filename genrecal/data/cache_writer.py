@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +54,7 @@ class TableWriter:
         self._data: list[dict[str, bytes]] = []
         self._stored = self.count = 0
         self._columns: dict[str, list[np.ndarray]] = {name: [] for name in KINDS}
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> TableWriter:
         return self
@@ -68,6 +71,11 @@ class TableWriter:
                 for name, parts in self._columns.items()
             }
             np.savez(self._folder / COLUMNS, **columns)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all samples, in their order: their ids, domains, turns and the names of their images."""
+        return self._digest.hexdigest()
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Add the samples of one row; an image that they share is stored once."""
@@ -115,8 +123,19 @@ class TableWriter:
             }
             for name, values in found.items():
                 self._columns[name].append(np.array(values, KINDS[name]))
+            self._digest.update(json.dumps([_said(row) for row in rows]).encode())
 
     def _write_data(self) -> None:
         data, self._data = self._data, []
         if data:
             self._images.write_batch(self._pyarrow.RecordBatch.from_pylist(data, self._image_schema))
+
+
+def _said(row: dict[str, Any]) -> list[Any]:
+    """What is digested of a row: where in a tar or a cache an image lies may change."""
+    return [
+        row["id"],
+        row["domain"],
+        row["turns"],
+        [(image["kind"], image["name"]) for image in row["images"]],
+    ]

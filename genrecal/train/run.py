@@ -1,6 +1,7 @@
 """A run: the method's stages one after the other, each from what the one before left on disk.
 
     RUN/config.yaml     the resolved config
+    RUN/data.json       what data it started with
     RUN/metrics.jsonl   one line for each optimizer step
     RUN/stages/…        what each stage left (artifacts.py)
     RUN/student/        the finished student
@@ -12,6 +13,7 @@ from its newest checkpoint.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from genrecal.core.manifest import NAME, installed_versions, verify_manifest, wr
 from genrecal.data.mixture import read_mixture, without_domains
 from genrecal.data.pair import SharedTokens
 from genrecal.data.quarantine import FOLDER, Quarantine
+from genrecal.data.unchanged import NAME as DATA
+from genrecal.data.unchanged import note_data, require_same_data
 from genrecal.models.processors import load_processor
 from genrecal.models.remote_code import check_remote_code
 from genrecal.train.artifacts import publish
@@ -80,7 +84,7 @@ def check_run(config: RunConfig) -> None:
     """What can be wrong is found before any rank starts.
 
     Raises:
-        GenrecalError: a model folder, a data file or the run folder cannot be used.
+        GenrecalError: a model folder, a data file or the run folder cannot be used, or the data changed.
     """
     saved = config.output / CONFIG
     if saved.is_file():
@@ -104,6 +108,11 @@ def check_run(config: RunConfig) -> None:
         require_sets(config.evaluate)
     check_caches(config)
     samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
+    if not is_finished(config.output):
+        require_same_data(config.output, samples, config.data)
+    if os.environ.get("RANK", "0") == "0":
+        for note in samples.notes:
+            console.print(note, markup=False, soft_wrap=True)
     for name in METHODS[config.method].stages:
         without_domains(samples, config.stage(name).exclude_domains or ())
 
@@ -214,6 +223,9 @@ def _clear_leftovers(output: Path) -> None:
 def _run_stages(config: RunConfig, shared: SharedTokens, trackers: Trackers) -> Path:
     """Every stage that is not finished; returns the folder of the last student."""
     samples = read_mixture(config.data, cache=config.output.parent / DATA_CACHE)
+    if dist.get_rank() == 0:
+        with writing(config.output / DATA):
+            note_data(config.output, samples, config.data)
     quarantine = Quarantine(
         config.output / FOLDER,
         skips=config.data.on_bad == "skip",

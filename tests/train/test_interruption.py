@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -111,11 +112,12 @@ def moved(write_config: WriteConfig) -> Moved:
     )
 
 
-def test_a_signal_ends_all_ranks_with_a_checkpoint(moved: Moved) -> None:
+def test_a_signal_ends_all_ranks_with_a_checkpoint(moved: Moved, tiny_data: TinyData) -> None:
     assert moved.code == Requeue.exit_code
     said = [line for line in moved.printed.splitlines() if "ended by SIGTERM" in line]
     assert len(said) == 1 and f"distill: ended by SIGTERM after step {moved.steps} of 8" in said[0]
     assert f"distill: resuming after step {moved.steps} of 8" in moved.run.printed
+    assert json.loads((moved.run.folder / "data.json").read_text())["samples"] == tiny_data.samples
 
 
 def test_one_rank_goes_on_as_two_would(runs: dict[str, Run], moved: Moved) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from genrecal.core.errors import ConfigError, GenrecalError
+from genrecal.core.config import dump_config
+from genrecal.core.errors import ConfigError, DataError, GenrecalError
+from genrecal.core.files import write_text
+from genrecal.core.manifest import NAME
+from genrecal.data.mixture import read_mixture
+from genrecal.data.unchanged import note_data
 from genrecal.data.vocabulary import shared_ids
 from genrecal.models.processors import load_model, load_processor
 from genrecal.train.launch import distill
@@ -51,6 +57,26 @@ def run_config(folders: dict[str, Path], tiny_data: TinyData, tmp_path: Path) ->
         )
 
     return make
+
+
+def test_check_run_sees_other_data_than_the_run_began_with(
+    run_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": str(place), "domain": "knowledge", "question": "a?", "answer": "b"} for place in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "ids.json").write_text('["0", "gone"]')
+    sources = [{"path": tmp_path / "rows.json", "exclude_ids": tmp_path / "ids.json"}]
+    config = run_config("cross", data={"sources": sources})
+    config.output.mkdir()
+    write_text(config.output / "config.yaml", dump_config(config))
+    note_data(config.output, read_mixture(config.data), config.data)
+    check_run(config)
+    assert "no row bears 1 of its 2 ids, 'gone' for one" in capsys.readouterr().out
+    (tmp_path / "ids.json").write_text('["1"]')
+    with pytest.raises(DataError, match=r"ids.json: has changed since the run started"):
+        check_run(config)
+    (config.output / NAME).write_text("{}")  # finished: nothing will be read again
+    check_run(config)
 
 
 def test_every_method_is_one_of_these() -> None:
