@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,17 @@ class SetQuestion:
     images: Mapping[str, Path | bytes]  # a name that finds the image again -> path or encoded bytes
 
 
-def set_questions(path: Path, *, task: str | None = None) -> Iterator[SetQuestion]:
+def set_questions(
+    path: Path, *, task: str | None = None, conversations: Callable[[Path], Iterable[Any]] | None = None
+) -> Iterator[Any]:
     """Every question of a test set.
 
     Args:
         path: the benchmark's files; without `task`: MMBench's TSV, MMMU's parquet file or folder, MM-Vet's
-            JSON or folder, or LLaVA conversations.
+            JSON or folder, or conversations.
         task: the benchmark's name in bench/tasks.py.
+        conversations: who reads a JSON list or JSON lines (genrecal/data/asked.py), into what is like a
+            SetQuestion.
 
     Raises:
         DataError: it is none of them, or cannot be used.
@@ -49,8 +53,8 @@ def set_questions(path: Path, *, task: str | None = None) -> Iterator[SetQuestio
         yield from questions_of(TASKS["mmmu"].load(path), where=str(path))
     elif path.is_dir() or (path.suffix == ".json" and isinstance(read_json(path), dict)):
         yield from questions_of(TASKS["mmvet"].load(path), where=str(path))
-    elif path.suffix == ".json":
-        yield from _of_conversations(path)
+    elif conversations is not None and path.suffix in (".json", ".jsonl", ".ndjson"):
+        yield from conversations(path)
     else:
         raise DataError("is no test set", where=path, fix="Name a TSV, a parquet file, a JSON or a folder")
 
@@ -89,23 +93,3 @@ def set_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
             if name not in seen:
                 seen.add(name)
                 yield name, open_image(source, name=name)
-
-
-def _of_conversations(path: Path) -> Iterator[SetQuestion]:
-    """LLaVA rows name one image or a list of them, relative to the JSON's folder; rows of text name none."""
-    rows = read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError("is no list of conversations", where=path)
-    for number, row in enumerate(rows):
-        named = row.get("image") or []
-        paths = [path.parent / name for name in ([named] if isinstance(named, str) else named)]
-        yield SetQuestion(
-            name=f"{path}, row {number}",
-            texts=_asked(row.get("conversations") or []),
-            images={str(image): image for image in paths},
-        )
-
-
-def _asked(turns: list[Any]) -> tuple[str, ...]:
-    asked = [turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") != "gpt"]
-    return tuple(text for text in asked if isinstance(text, str))

@@ -31,7 +31,7 @@ def check(
     ],
     test: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="Test sets: a benchmark's files, or LLaVA JSON."),
+        typer.Option(metavar="[NAME=]PATH", help="Test sets: a benchmark's files, or conversations as JSON."),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Where training image paths start; default: beside each file.")
@@ -45,6 +45,7 @@ def check(
 ) -> None:
     """Count what is in training data, name its bad rows, and look for the test sets in it."""
     from bench.images import named_set, set_questions
+    from genrecal.data.asked import asked_rows
     from genrecal.data.census_report import check_data
     from genrecal.data.overlap import TestIndex
     from genrecal.data.source import named_sources
@@ -52,7 +53,9 @@ def check(
     check_data(
         named_sources(training, images=images),
         tests=TestIndex(
-            question for name, path in map(named_set, test) for question in set_questions(path, task=name)
+            question
+            for name, path in map(named_set, test)
+            for question in set_questions(path, task=name, conversations=asked_rows)
         )
         if test
         else None,

@@ -25,13 +25,18 @@ from genrecal.data.row_images import IMAGE_MARK
 LIKE_BITS = 6
 # Shorter questions without an image are asked by chance.
 FEWEST_WORDS = 6
+# Thai, Lao, Myanmar, Khmer, kana and Han put no space between words; of two characters a word, about.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+UNSPACED_PER_WORD = 2
 _OPTION = re.compile(r"^\s*\(?[A-H][.):]", re.MULTILINE)
 _MENTION = re.compile(r"<image(?: \d+)?>")
 _NO_WORD = re.compile(r"[^\w]+")
 
 
 class Question(Protocol):
-    """A question of a test set (bench/images.py)."""
+    """A question of a test set (bench/images.py, asked.py)."""
 
     @property
     def name(self) -> str: ...
@@ -73,6 +78,12 @@ def normalised(text: str) -> str:
     return _NO_WORD.sub(" ", plain).strip()
 
 
+def word_count(words: str) -> int:
+    """Of a `normalised` text, about."""
+    spaced, unspaced = _UNSPACED.subn(" ", words)
+    return len(spaced.split()) + unspaced // UNSPACED_PER_WORD
+
+
 class TestIndex:
     """Everything that the test sets ask, held in memory: they are small beside training data."""
 
@@ -109,7 +120,7 @@ class TestIndex:
         for words, (name, tested) in self._same_words(sample):
             if any((look ^ other).bit_count() <= LIKE_BITS for look in looks for other in tested):
                 return Match(test=name, why="words and a like image")
-            if not (looks and tested) and len(words.split()) >= FEWEST_WORDS:
+            if not (looks and tested) and word_count(words) >= FEWEST_WORDS:
                 return Match(test=name, why="words")
         return None
 

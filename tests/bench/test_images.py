@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from bench.images import set_images, set_questions
 from genrecal.core.errors import DataError
-from tests.bench.tiny_sets import png
 
 
-def test_each_kind_of_set(sets, tmp_path):
-    (tmp_path / "a.png").write_bytes(png("red"))
-    rows = [{"image": "a.png"}, {"image": ["a.png"]}, {}]
-    (tmp_path / "train.json").write_text(json.dumps(rows))
+def test_each_kind_of_set(sets):
     counts = {"mmb": 2, "mmmu": 2, "mmvet": 3}
-    for name, path in [*sets.items(), ("train", tmp_path / "train.json")]:
+    for name, path in sets.items():
         images = list(set_images(path))
-        assert len(images) == counts.get(name, 1)
+        assert len(images) == counts[name]
         assert all(image.size == (40, 32) for _, image in images)
         assert len({label for label, _ in images}) == len(images)
 
 
-def test_questions_come_with_and_without_their_options(sets, tmp_path):
-    (tmp_path / "a.png").write_bytes(png("red"))
-    turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "this"}]
-    rows = [{"image": "a.png", "conversations": turns}, {"conversations": turns}]
-    (tmp_path / "train.json").write_text(json.dumps(rows))
+def test_questions_come_with_and_without_their_options(sets):
     found = {name: list(set_questions(path)) for name, path in sets.items()}
-    found["train"] = list(set_questions(tmp_path / "train.json"))
-    assert [len(questions) for questions in found.values()] == [2, 2, 3, 2]
-    assert [len(question.images) for question in found["train"]] == [1, 0]
-    assert all(question.texts == ("<image>what?",) for question in found["train"])
+    assert [len(questions) for questions in found.values()] == [2, 2, 3]
     assert all(len(question.texts) == 1 for question in found["mmvet"])
     for name in ("mmb", "mmmu"):
         for question in found[name]:
@@ -43,6 +30,13 @@ def test_questions_come_with_and_without_their_options(sets, tmp_path):
 
 def test_what_is_no_set(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    for path in (tmp_path / "no.tsv", tmp_path / "notes.txt", tmp_path):
+    (tmp_path / "rows.json").write_text("[]")
+    for path in (tmp_path / "no.tsv", tmp_path / "notes.txt", tmp_path / "rows.json", tmp_path):
         with pytest.raises(DataError):
             list(set_images(path))
+
+
+def test_conversations_are_read_by_whom_they_are_given_to(tmp_path):
+    for name in ("rows.json", "rows.jsonl"):
+        (tmp_path / name).write_text("[]")
+        assert list(set_questions(tmp_path / name, conversations=lambda path: [path])) == [tmp_path / name]

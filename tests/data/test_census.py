@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 import cli
 from bench.images import set_questions
 from genrecal.core.errors import DataError
+from genrecal.data.asked import asked_rows
 from genrecal.data.bad import journal_lines
 from genrecal.data.census import Census, percentiles
 from genrecal.data.census_report import as_json, check_data
 from genrecal.data.mixture import read_mixture
-from genrecal.data.overlap import TestIndex, fingerprint, normalised
+from genrecal.data.overlap import TestIndex, fingerprint, normalised, word_count
 from genrecal.data.source import MixtureConfig, named_sources
 
 runner = CliRunner()
@@ -70,7 +71,7 @@ def write(folder: Path, rows: list[Any], name: str = "d.json") -> Path:
 
 
 def census(path: Path, *, test: Path | None = None, workers: int = 1, **files: Path) -> Census:
-    tests = TestIndex(set_questions(test)) if test else None
+    tests = TestIndex(set_questions(test, conversations=asked_rows)) if test else None
     return check_data(named_sources([path]), tests=tests, workers=workers, **files)
 
 
@@ -172,6 +173,13 @@ def test_a_config_that_skips_some_rows_passes(folder: Path) -> None:
 def test_words_and_looks() -> None:
     assert normalised("<image>\nWhat's   THIS — a “cat”?") == normalised("what s this a cat")
     assert normalised("<image 1> ①") == "1"
+    for text, words in (
+        ("what is this, a cat?", 5),
+        ("图中最高的柱子是什么颜色", 6),
+        ("图中 red 是什么?", 3),
+        ("", 0),
+    ):
+        assert word_count(normalised(text)) == words
     looks = [fingerprint(scene(seed)).look for seed in range(6)]
     again = [fingerprint(scene(seed, (200, 150))).look for seed in range(6)]
     for one in range(6):
