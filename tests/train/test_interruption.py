@@ -165,5 +165,5 @@ def test_a_truncated_image_is_one_line(
     assert "Traceback" not in done.stderr
     folder = path.with_suffix("")
     left = {path.name for path in folder.iterdir()}
-    assert left <= {"config.yaml", "metrics.jsonl", "preflight.json", "checkpoints"}
+    assert left <= {"config.yaml", "data.json", "metrics.jsonl", "preflight.json", "checkpoints"}
     assert not list(folder.rglob(".*"))
