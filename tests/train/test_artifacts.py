@@ -113,6 +113,7 @@ def test_manifests_verify_and_nothing_is_left_over(runs: dict[str, Run], variant
     assert manifest["config"]["engine"]["precision"] == "fp32" and manifest["versions"]["deepspeed"]
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
+        "data.json",
         "metrics.jsonl",
         "preflight.json",
         "stages",
