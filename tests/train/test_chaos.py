@@ -188,6 +188,7 @@ def test_a_signal_publishes_a_checkpoint(zygote: Zygote, reference: Path, write_
 # Writes that meet a full disk, in the order of a run: just before which operation it fills up; what is left.
 FULL: dict[str, dict[str, Any]] = {
     "the run's config": {"match": r"open .*/\.config\.yaml", "at": "config.yaml"},
+    "what data it has": {"match": r"open .*/full/\.data\.json", "at": "data.json"},
     "the first shard": {"match": r"os.mkdir .*/recalibrate/step-0*2$", "at": "recalibrate/step-000002"},
     "a stage's weights": {"match": r"os.mkdir .*/stages/\.1-recalibrate", "at": "stages/1-recalibrate"},
     "features": {
