@@ -61,6 +61,14 @@ class Marks:
     nats: dict[str, float]  # "first", "later" -> mean loss of a held-out token
 
 
+def asked(query: Query) -> list[Any]:
+    """What a model is shown, for a digest: the same whatever classes the questions are read into."""
+    return [
+        query.id,
+        *(part if isinstance(part, str) else [part.mode, *part.size, part.tobytes()] for part in query.parts),
+    ]
+
+
 class Examination:
     """The test sets and the held-out samples, and their encodings by model (equal processors share one)."""
 
@@ -68,7 +76,10 @@ class Examination:
         paths = {"mmb": sets.mmb, "mmmu": sets.mmmu, "mmvet": sets.mmvet}
         self.questions: dict[str, Any] = {name: TASKS[name].load(path) for name, path in paths.items()}
         self.held_out = held_out
-        self.sha256 = {name: digest(of_set) for name, of_set in self.questions.items()}
+        self.sha256 = {
+            name: digest([asked(TASKS[name].prompt(question)) for question in of_set])
+            for name, of_set in self.questions.items()
+        }
         self.sha256["held_out"] = digest([[sample.id, sample.answer] for sample in held_out])
         self._lessons: dict[str, Lesson] = {}
 
