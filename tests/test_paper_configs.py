@@ -12,7 +12,7 @@ import yaml
 from transformers import GotOcr2ImageProcessor, Qwen2VLImageProcessor
 
 from genrecal.core.config import dump_config, load_config
-from genrecal.figures.naming import parts_of
+from genrecal.figures.naming import parts_of, short_names
 from genrecal.models.image_limits import limit_pixels
 from genrecal.train.pairing import require_limits
 from genrecal.train.settings import RunConfig
@@ -190,7 +190,7 @@ def test_without_the_limit_one_image_would_not_fit() -> None:
 )
 def test_figure_10_names_the_runs_by_what_they_leave_out(name: str, data: str) -> None:
     saved = yaml.safe_load(dump_config(load_config(FOLDER / name, RunConfig)))
-    assert parts_of(saved)["data"] == data
+    assert parts_of(saved, short_names([saved]))["data"] == data
 
 
 def test_the_base_is_no_run_of_its_own() -> None:
