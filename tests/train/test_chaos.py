@@ -101,8 +101,10 @@ def assert_little_is_repeated(before: list[dict[str, Any]], rank: Rank, folder: 
     if not before or f"{before[-1]['stage']}: finished before" in rank.printed:
         return
     stage, done = before[-1]["stage"], before[-1]["step"] + 1
-    if f"{stage}: " in rank.printed and any(row["stage"] == stage for row in rows(folder)):
-        resumed = re.search(rf"{stage}: resuming after step (\d+)", rank.printed)
+    resumed = re.search(rf"{stage}: resuming after step (\d+)", rank.printed)
+    # A rank that was killed before it trained has neither said so nor changed the stage's lines.
+    begun = f"{stage}: step " in rank.printed or sum(row["stage"] == stage for row in rows(folder)) != done
+    if resumed or begun:
         assert done - (int(resumed[1]) if resumed else 0) <= SAVE_EVERY
 
 
