@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
+from bench.run import digest
 from bench.stats import bootstrap_interval
+from bench.types import Query
+from benchmarks.answers import asked
 from benchmarks.cells import Cell, cells_of, is_done, made_with, run_cell, run_config, stage_steps
 from benchmarks.compare import Row, difference, differs, mean_and_spread, read_row, resampled
 from benchmarks.made import write_made
@@ -120,6 +124,17 @@ def test_a_suites_second_table_pairs_the_rows_that_it_names(plan: Plan, tmp_path
     title = plan.variants["genrecal"].title
     assert f"{title} minus {title} (weak-teacher)" in second and "-50.0 [" in second
     assert len(second.strip().splitlines()) == 3, "a pair that lacks a row has no line"
+
+
+def test_questions_are_told_apart_by_words_and_by_pixels() -> None:
+    image, other = Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2))
+    other.putpixel((1, 1), (0, 0, 1))
+    queries = [
+        Query(id="1", parts=parts)
+        for parts in (("What?", image), ("What?", image.copy()), ("What?", other), ("Who?", image))
+    ]
+    same, again, pixel, words = (digest([asked(query)]) for query in queries)
+    assert same == again and len({same, pixel, words}) == 3
 
 
 def test_cells_come_seed_by_seed_and_once(plan: Plan) -> None:
